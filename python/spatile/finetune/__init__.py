@@ -1,0 +1,1 @@
+"""Fine-tuning a classifier while it is pruned: data, stages, metrics and checkpoints."""
