@@ -111,7 +111,8 @@ def matthews_of_cells(draws: Ints, y: Ints, p: Ints) -> Floats:
     covariance = (t @ (y == p)) * n - (label_counts * prediction_counts).sum(axis=1)
     variances = (n**2 - (label_counts**2).sum(axis=1)) * (n**2 - (prediction_counts**2).sum(axis=1))
     spread: Floats = np.sqrt(variances)
-    return np.divide(covariance, spread, out=np.zeros_like(spread), where=spread > 0)
+    value: Floats = np.divide(covariance, spread, out=np.zeros_like(spread), where=spread > 0)
+    return np.clip(value, -1.0, 1.0)
 
 
 # ---- correlations

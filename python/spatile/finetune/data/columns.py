@@ -145,9 +145,9 @@ def _ordered(present: dict[str, None]) -> tuple[str, ...]:
 
 
 def positive_class(names: tuple[str, ...], positive: str | None) -> int | None:
-    """The class F1 is about: the named one, else the second of two, but never a "not_" of the first.
+    """The index of the class that F1 is about, None where there are not two classes.
 
-    None where there are not two classes.
+    As given, else the second of the two, but never a "not_" of the first.
     """
     if positive is not None and positive not in names:
         raise ValueError(f"load_task: positive is {positive!r}, expected one of {listing(names)}")
@@ -204,7 +204,7 @@ def _score(table: Table, i: int, column: str) -> float:
         return math.nan
     text = as_label(table, i, column)
     number = _number(text)
-    if number is None or not math.isfinite(number) or abs(number) > np.finfo(np.float32).max:
+    if number is None or not math.isfinite(number) or abs(number) > float(np.finfo(np.float32).max):
         raise table.error(i, column, repr(text), "a number")
     return number
 

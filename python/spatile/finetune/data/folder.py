@@ -76,7 +76,7 @@ def _split_by_ids(splits: dict[str, Table], path: Path) -> None:
                 f"load_task: {train.source} has the columns {listing(list(train.columns))}, "
                 f"expected {name!r}, which {path} refers to"
             )
-    pairs = zip(train.columns[ID_COLUMNS[0]], train.columns[ID_COLUMNS[1]])
+    pairs = zip(*(train.columns[name] for name in ID_COLUMNS), strict=True)
     named = [(str(first), str(second)) for first, second in pairs]
     in_dev = np.array([pair in ids for pair in named])
     if "dev" not in splits:

@@ -149,7 +149,7 @@ def _read_tsv(lines: list[str], source: str) -> Table:
                 f"{len(names)} ({listing(names)}) separated by tabs"
             )
     columns: dict[str, list[object]] = {
-        name: list(values) for name, values in zip(names, zip(*cells))
+        name: list(values) for name, values in zip(names, zip(*cells, strict=True), strict=True)
     }
     rows = np.arange(first + 1, len(lines) + 1, dtype=np.int64)
     return Table(source, "line", columns, rows, layout="cola" if cola else "")
