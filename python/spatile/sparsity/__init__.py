@@ -1,0 +1,23 @@
+"""What to prune, where, and when: plans, and the stages of pruning while training. No torch."""
+
+from __future__ import annotations
+
+from spatile.sparsity.files import write_atomically
+from spatile.sparsity.layouts import DEFAULT_TARGETS, Matrix, find_matrices
+from spatile.sparsity.matching import PlannedMatrix, match
+from spatile.sparsity.plan import Plan, PlanEntry, attention_multiply_adds
+from spatile.sparsity.stages import Stages, StageSteps
+
+__all__ = [
+    "DEFAULT_TARGETS",
+    "Matrix",
+    "Plan",
+    "PlanEntry",
+    "PlannedMatrix",
+    "StageSteps",
+    "Stages",
+    "attention_multiply_adds",
+    "find_matrices",
+    "match",
+    "write_atomically",
+]

@@ -1,0 +1,274 @@
+"""A plan: which matrices of a model are pruned, by which pattern, and how sparse.
+
+Source of the attention-aware assignment: E.T. (SC 2021).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+from spatile.patterns import Pattern, PatternLike, Row, Tile, as_pattern
+from spatile.sparsity.files import write_atomically
+from spatile.sparsity.layouts import DEFAULT_TARGETS, model_shape
+
+__all__ = ["Plan", "PlanEntry", "attention_multiply_adds"]
+
+_FORMAT = "spatile.plan"
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class PlanEntry:
+    """Matrices that ``target`` names get ``pattern`` and ``sparsity``.
+
+    ``target`` is a name, or ``re:`` and a regular expression that is searched for in the matrix's
+    name. A plain name matches where its dot-separated parts stand in the matrix's name in one run:
+    ``encoder.layer.1`` is all of layer 1 (and nothing of layer 10), ``query`` is every query.
+    Raises ValueError for a sparsity outside [0, 1) and for a malformed expression.
+    """
+
+    target: str
+    pattern: Pattern
+    sparsity: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "pattern", as_pattern(self.pattern))
+        object.__setattr__(self, "sparsity", check_sparsity(self.sparsity))
+        check_target(self.target)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which matrices are pruned how. The first entry that names a matrix decides.
+
+    ``ignore`` takes names and ``re:`` expressions as targets do, and wins over every entry.
+    ``precompute`` says for each layer whether W_V and W_O are merged before inference; empty
+    means nowhere. Embeddings, poolers and task heads are never pruned, whatever a target says.
+
+    >>> plan = Plan.uniform("tile", 0.8, ignore=["encoder.layer.0"])
+    >>> plan.entries[0].pattern, plan.entries[0].sparsity
+    (Tile(rows=16, cols=16), 0.8)
+    """
+
+    entries: tuple[PlanEntry, ...]
+    ignore: tuple[str, ...] = ()
+    precompute: tuple[bool, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "entries", tuple(self.entries))
+        object.__setattr__(self, "ignore", names_tuple("ignore", self.ignore))
+        object.__setattr__(self, "precompute", tuple(bool(p) for p in self.precompute))
+        if not self.entries:
+            raise ValueError("plan: entries is empty, expected at least one")
+        for target in self.ignore:
+            check_target(target)
+
+    @classmethod
+    def uniform(
+        cls,
+        pattern: PatternLike,
+        sparsity: float,
+        *,
+        targets: Sequence[str] | None = None,
+        ignore: Sequence[str] = (),
+    ) -> Plan:
+        """One pattern and sparsity for all ``targets`` (default: the encoder's matrices)."""
+        kind = as_pattern(pattern)
+        chosen = DEFAULT_TARGETS if targets is None else names_tuple("targets", targets)
+        if not chosen:
+            raise ValueError("plan: targets is empty, expected at least one name")
+        return cls(tuple(PlanEntry(t, kind, sparsity) for t in chosen), tuple(ignore))
+
+    @classmethod
+    def attention_aware(
+        cls,
+        config: Any,
+        sparsity: float = 0.8,
+        *,
+        precompute: Literal["auto"] | bool = "auto",
+        tokens: int = 128,
+        heads: Sequence[int] | None = None,
+        ignore: Sequence[str] = (),
+    ) -> Plan:
+        """E.T.'s assignment for a BERT, RoBERTa, DistilBERT or GPT-2 ``config`` (object or dict).
+
+        Per layer, without pre-computation: Q, K tile; V row; O tile. With it: Q, K tile; V dense;
+        O row. Feed-forward matrices are tile-pruned in both. Q and K are never row-pruned, which
+        the paper found to cost much accuracy. ``precompute="auto"`` takes, layer by layer, the
+        form with fewer multiply-adds by :func:`attention_multiply_adds` at ``tokens`` tokens;
+        ``heads`` gives the heads left in each layer where some were removed.
+        """
+        shape = model_shape(config)
+        kept = tuple(heads) if heads is not None else (shape.heads,) * len(shape.layers)
+        if len(kept) != len(shape.layers):
+            raise ValueError(
+                f"plan: heads has {len(kept)} layers, expected {len(shape.layers)} as in config"
+            )
+        if precompute not in (True, False, "auto"):
+            raise ValueError(f"plan: precompute is {precompute!r}, expected 'auto', True or False")
+        merged = tuple(
+            _precompute_pays(shape.hidden, shape.heads, kept[i], tokens, sparsity)
+            if precompute == "auto"
+            else bool(precompute)
+            for i in range(len(kept))
+        )
+        entries: list[PlanEntry] = []
+        for names, merge in zip(shape.layers, merged, strict=True):
+            entries += [PlanEntry(n, Tile(), sparsity) for n in (names.query, names.key)]
+            if merge:
+                entries.append(PlanEntry(names.output, Row(), sparsity))
+            else:
+                entries.append(PlanEntry(names.value, Row(), sparsity))
+                entries.append(PlanEntry(names.output, Tile(), sparsity))
+            entries += [PlanEntry(n, Tile(), sparsity) for n in names.ffn]
+        return cls(tuple(entries), tuple(ignore), merged)
+
+    def with_sparsity(self, sparsity: float) -> Plan:
+        """The same plan at another sparsity for every entry."""
+        return replace(self, entries=tuple(replace(e, sparsity=sparsity) for e in self.entries))
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-serialisable form; :meth:`from_dict` reads it back."""
+        return {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "entries": [
+                {"target": e.target, "pattern": str(e.pattern), "sparsity": e.sparsity}
+                for e in self.entries
+            ],
+            "ignore": list(self.ignore),
+            "precompute": list(self.precompute),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Any, *, source: str = "plan") -> Plan:
+        """Read what :meth:`to_dict` wrote; ``source`` names the origin in errors (ValueError)."""
+        if not isinstance(data, Mapping) or data.get("format") != _FORMAT:
+            raise ValueError(f"{source}: format is not {_FORMAT!r}, so this is no plan")
+        version = data.get("version")
+        if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+            raise ValueError(f"{source}: version is {version!r}, expected a positive integer")
+        if version > _VERSION:
+            raise ValueError(
+                f"{source}: version is {version}, expected at most {_VERSION}: "
+                f"the plan was written by a newer spatile"
+            )
+        entries = _field(data, "entries", source)
+        try:
+            return cls(
+                tuple(PlanEntry(e["target"], e["pattern"], e["sparsity"]) for e in entries),
+                tuple(_field(data, "ignore", source)),
+                tuple(_field(data, "precompute", source)),
+            )
+        except KeyError as missing:
+            raise ValueError(f"{source}: an entry has no {missing}") from None
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{source}: {error}") from None
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the plan as JSON; the file at ``path`` is replaced whole or left as it was."""
+        text = json.dumps(self.to_dict(), indent=2) + "\n"
+        write_atomically(Path(path), text.encode())
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> Plan:
+        """Read a saved plan. Raises ValueError naming ``path`` where it is damaged or newer."""
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}: not valid JSON ({error})") from None
+        return cls.from_dict(data, source=str(path))
+
+
+def attention_multiply_adds(
+    hidden: int,
+    heads: int,
+    tokens: int,
+    *,
+    value_sparsity: float,
+    output_sparsity: float,
+    precompute: bool,
+    kept_heads: int | None = None,
+) -> float:
+    """Multiply-adds that one layer spends on W_V, A·V and W_O for one input of ``tokens`` tokens.
+
+    With d = ``hidden``, H = ``kept_heads`` (default ``heads``), d_H = d·H/``heads`` the width that
+    these heads hold, n = ``tokens``, v and o the sparsities of W_V (rows) and W_O:
+
+    - apart:  n·[(1−v)·d·d_H  +  n·(1−v)·d_H  +  (1−o)·d·d_H]
+    - merged: n·[H·(1−o)·d²  +  n·H·(1−o)·d], with M_h = W_{V,h}ᵀ·W_{O,h}ᵀ of (1−o)·d columns
+
+    Q·Kᵀ and the softmax are the same in both and left out. At equal sparsity merging pays with one
+    head only; with more it needs a far sparser W_O.
+
+    >>> apart = dict(value_sparsity=0.5, output_sparsity=0.5, precompute=False)
+    >>> merged = dict(value_sparsity=0.0, output_sparsity=0.95, precompute=True)
+    >>> [attention_multiply_adds(768, 12, 128, **how) for how in (apart, merged)]
+    [81788928.0, 52848230.4]
+    """
+    count = heads if kept_heads is None else kept_heads
+    width = hidden * count / heads
+    if precompute:
+        columns = (1.0 - output_sparsity) * hidden
+        per_token = count * columns * hidden + tokens * count * columns
+    else:
+        rows = (1.0 - value_sparsity) * width
+        per_token = rows * hidden + tokens * rows + (1.0 - output_sparsity) * hidden * width
+    return round(tokens * per_token, 3)
+
+
+def _precompute_pays(hidden: int, heads: int, kept: int, tokens: int, sparsity: float) -> bool:
+    apart, merged = (
+        attention_multiply_adds(
+            hidden,
+            heads,
+            tokens,
+            value_sparsity=0.0 if precompute else sparsity,
+            output_sparsity=sparsity,
+            precompute=precompute,
+            kept_heads=kept,
+        )
+        for precompute in (False, True)
+    )
+    return merged < apart
+
+
+def check_sparsity(sparsity: Any) -> float:
+    """``sparsity`` as a float in [0, 1); ValueError otherwise, TypeError for what is no number."""
+    if isinstance(sparsity, bool) or not isinstance(sparsity, (int, float)):
+        raise TypeError(f"plan: sparsity is {sparsity!r}, expected a number in [0, 1)")
+    if not 0.0 <= sparsity < 1.0:
+        raise ValueError(f"plan: sparsity is {sparsity}, expected a number in [0, 1)")
+    return float(sparsity)
+
+
+def check_target(target: Any) -> None:
+    """Raise ValueError unless ``target`` is a name or a valid ``re:`` expression."""
+    if not isinstance(target, str) or not target:
+        raise ValueError(f"plan: target is {target!r}, expected a name or 're:' and an expression")
+    if target.startswith("re:"):
+        try:
+            re.compile(target[3:])
+        except re.error as error:
+            raise ValueError(f"plan: target {target!r} is no valid expression ({error})") from None
+
+
+def names_tuple(argument: str, names: Iterable[str]) -> tuple[str, ...]:
+    """A tuple of names; TypeError for a bare string, which would be taken letter by letter."""
+    if isinstance(names, str):
+        raise TypeError(f"plan: {argument} is the string {names!r}, expected a list of names")
+    return tuple(names)
+
+
+def _field(data: Mapping[str, Any], key: str, source: str) -> list[Any]:
+    value = data.get(key)
+    if not isinstance(value, list):
+        # The file is damaged; the caller passed nothing of a wrong type.
+        raise ValueError(f"{source}: {key} is {value!r}, expected a list")  # noqa: TRY004
+    return value

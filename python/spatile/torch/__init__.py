@@ -1,0 +1,33 @@
+"""Training with PyTorch and Hugging Face: pruning, differentiable ops, the attention back-end.
+
+Importing this registers ``attn_implementation="spatile"`` with transformers, where installed.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from spatile.sparsity import Plan, Stages
+from spatile.torch.distillation import distillation_loss
+from spatile.torch.functional import attention, linear
+from spatile.torch.pruner import Pruner
+
+__all__ = [
+    "Plan",
+    "Pruner",
+    "PruningCallback",
+    "Stages",
+    "attention",
+    "distillation_loss",
+    "last_checkpoint",
+    "linear",
+    "register",
+]
+
+if TYPE_CHECKING or find_spec("transformers") is not None:
+    from spatile.torch.callback import PruningCallback
+    from spatile.torch.checkpoint import last_checkpoint
+    from spatile.torch.huggingface import register
+
+    register()

@@ -1,0 +1,318 @@
+"""Pruning inside the Hugging Face ``Trainer``: dense, reweighted, prune, retrain in one run.
+
+Source of the procedure: E.T. (SC 2021).
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from spatile.sparsity import Plan, Stages, StageSteps
+from spatile.torch.checkpoint import SavedState, weights_checksum, write_state
+from spatile.torch.history import lasso_summary, norm_summary, pruned_fractions
+from spatile.torch.pruner import Method, Pruner, Scope
+from spatile.torch.resume import find_state
+
+__all__ = ["PruningCallback"]
+
+
+class PruningCallback(TrainerCallback):
+    """Prunes the model of a ``Trainer`` while it trains, with nothing else to write::
+
+        plan = Plan.attention_aware(model.config, sparsity=0.5)
+        pruning = PruningCallback(plan, stages=Stages(dense=1, reweighted=2, retrain=2))
+        Trainer(model, args, train_dataset=data, callbacks=[pruning]).train()
+
+    ``strength`` is the penalty's full λ, reached by the ramp of ``stages``. ``"auto"`` takes the
+    one that would take the fraction ``shrink`` off the groups at the edge of being pruned
+    (:meth:`Pruner.strength_for`), from the norms and learning rates of the run. ``method``,
+    ``eps`` and ``scope`` are :class:`Pruner`'s.
+
+    Per optimizer step, however many batches it accumulates: the penalty's gradient after clipping
+    (method ``"gradient"``), or the proximal step after the optimizer's (``"proximal"``), then
+    pruned weights back to zero. A step that a GradScaler skips is skipped here too. Autocast
+    changes nothing, for weights stay float32.
+
+    Each checkpoint folder gets ``spatile_pruning.safetensors`` and ``.json`` from the process that
+    saves; a resumed run finds them by itself, also in a copied folder, checks that they belong to
+    the loaded weights, and goes on as if it had never stopped. When the pruning happens, the best
+    metric so far is forgotten, so that ``load_best_model_at_end`` chooses among pruned models only.
+
+    After training: ``masks``, ``history`` (JSON-serialisable; see :attr:`history`), ``pruner``.
+    Raises ValueError at the start of training where plan, stages and run don't fit together, or
+    where the resumed checkpoint holds another run's state.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        stages: Stages,
+        strength: float | Literal["auto"] = "auto",
+        shrink: float = 0.5,
+        method: Method = "proximal",
+        eps: float = 1e-3,
+        scope: Scope = "matrix",
+        evaluate_when_pruned: bool = False,
+    ) -> None:
+        if strength != "auto" and not (isinstance(strength, (int, float)) and strength >= 0):
+            raise ValueError(f"PruningCallback: strength is {strength!r}, expected ≥ 0 or 'auto'")
+        if not shrink > 0:
+            raise ValueError(f"PruningCallback: shrink is {shrink}, expected a positive fraction")
+        self.plan = plan
+        self.stages = stages
+        self.strength = strength
+        self.shrink = shrink
+        self.method = method
+        self.eps = eps
+        self.scope = scope
+        self.evaluate_when_pruned = evaluate_when_pruned
+        self._pruner: Pruner | None = None
+        self._steps: StageSteps | None = None
+        self._full_strength = 0.0
+        self._before: dict[str, dict[str, torch.Tensor]] = {}
+        self._history: dict[str, Any] = {}
+
+    @property
+    def pruner(self) -> Pruner:
+        """The pruner at work. Raises RuntimeError before training has begun."""
+        if self._pruner is None:
+            raise RuntimeError("PruningCallback: training has not begun, so there is no pruner yet")
+        return self._pruner
+
+    @property
+    def stage_steps(self) -> StageSteps:
+        """The stages in optimizer steps. Raises RuntimeError before training has begun."""
+        if self._steps is None:
+            raise RuntimeError("PruningCallback: training has not begun, so stages have no steps")
+        return self._steps
+
+    @property
+    def masks(self) -> dict[str, torch.Tensor]:
+        """Matrix name → bool mask of its groups (True = keep); empty before the pruning."""
+        return {} if self._pruner is None else self._pruner.masks
+
+    @property
+    def history(self) -> dict[str, Any]:
+        """What happened, JSON-serialisable.
+
+        ``plan``, ``method``, ``scope``, ``eps``, ``strength`` (the full λ), ``stages`` (in steps);
+        ``norms``: summaries at ``start``, ``reweighted_start``, ``before_prune``, ``after_prune``
+        and ``end``; ``reweights``: each milestone's step, and the mean of
+        norm/(norm at the last milestone); ``reweighted``: what the
+        stage changed (``acted`` is False where it did nothing); ``pruned``: fractions per matrix.
+        """
+        return self._history
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.is_hyper_param_search:
+            raise NotImplementedError(
+                "PruningCallback: does not work inside hyperparameter_search; train each candidate "
+                "with a Trainer and a PruningCallback of its own"
+            )
+        self._pruner = Pruner(
+            kwargs["model"],
+            self.plan,
+            strength=0.0,
+            method=self.method,
+            eps=self.eps,
+            scope=self.scope,
+            optimizer=kwargs["optimizer"],
+        )
+        self._steps = self.stages.resolve(
+            steps_per_epoch=_steps_per_epoch(args, state, kwargs.get("train_dataloader"))
+            if self.stages.unit == "epochs"
+            else 1.0,
+            max_steps=state.max_steps,
+        )
+        self._full_strength = 0.0 if self.strength == "auto" else float(self.strength)
+        self._before = {}
+        self._history = {
+            "plan": self.plan.to_dict(),
+            "method": self.method,
+            "scope": self.scope,
+            "eps": self.eps,
+            "strength": self._full_strength,
+            "stages": {**asdict(self._steps), "milestones": list(self._steps.milestones)},
+            "norms": {"start": norm_summary(self._pruner)},
+            "reweights": [],
+        }
+        saved = None
+        if state.global_step > 0:
+            saved = find_state(args, state, self._pruner, self._steps)
+        if saved is not None:
+            self._restore(saved)
+        else:
+            self._enter_stages(state.global_step, kwargs.get("lr_scheduler"))
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._set_strength(state.global_step)
+        if self.method == "gradient" and self.pruner.strength > 0.0:
+            _unscale(kwargs["optimizer"])
+            self.pruner.before_step()
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if not getattr(kwargs["optimizer"], "step_was_skipped", False):
+            self._set_strength(state.global_step)
+            # Trainer moves the learning rate on only after this event.
+            self.pruner.after_step()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        if self._enter_stages(state.global_step, kwargs.get("lr_scheduler")):
+            # Only pruned models may compete from here on.
+            state.best_metric = None
+            state.best_model_checkpoint = None
+            if hasattr(state, "best_global_step"):
+                state.best_global_step = None
+            control.should_evaluate = control.should_evaluate or self.evaluate_when_pruned
+        return control
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if not args.should_save:
+            return
+        pruner = self.pruner
+        tensors = pruner.state_dict()
+        values = {
+            "step": state.global_step,
+            "stage": self.stage_steps.stage(state.global_step),
+            "weights_crc32": weights_checksum(pruner),
+            "history": self._history,
+            **{key: tensors[key] for key in ("plan", "method", "eps", "scope", "strength")},
+        }
+        kinds = {key: tensors[key] for key in ("beta", "masks", "pending")}
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        write_state(folder, SavedState(values, {**kinds, **self._before}))
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if not self.masks:
+            warnings.warn(
+                f"training ended at step {state.global_step}, before the pruning at step "
+                f"{self.stage_steps.reweighted_end}: the model is not pruned",
+                stacklevel=2,
+            )
+            return
+        norms = self.pruner.norms()
+        for name, mask in self.masks.items():
+            alive = int((norms[name][~mask] != 0).sum())
+            if alive:
+                raise RuntimeError(
+                    f"PruningCallback: {alive} pruned groups of {name} are not zero at the end of "
+                    f"training; were weights loaded from before the pruning?"
+                )
+        self._history["norms"]["end"] = norm_summary(self.pruner)
+
+    def _enter_stages(self, step: int, scheduler: Any) -> bool:
+        """Do what is due after ``step`` finished steps. True where that was the pruning."""
+        pruner, steps = self.pruner, self.stage_steps
+        if step == steps.dense_end and step < steps.reweighted_end:
+            self._history["norms"]["reweighted_start"] = norm_summary(pruner)
+            self._before = {"before_norms": pruner.norms(), "before_masks": pruner.choose_masks()}
+        if step in steps.milestones:
+            self._reweight(step)
+        if step == steps.dense_end and step < steps.reweighted_end and self.strength == "auto":
+            total_lr = _total_learning_rate(pruner, steps, scheduler)
+            self._full_strength = pruner.strength_for(self.shrink, total_lr)
+            self._history["strength"] = self._full_strength
+        if step != steps.reweighted_end:
+            return False
+        self._prune()
+        return True
+
+    def _reweight(self, step: int) -> None:
+        pruner, ratio = self.pruner, None
+        if pruner.beta:
+            # With β from the last milestone, Σ β‖W_g‖ over the number of groups is a mean ratio.
+            pruner.strength = 1.0
+            ratio = pruner.penalty() / sum(beta.numel() for beta in pruner.beta.values())
+        pruner.reweight()
+        self._history["reweights"].append({"step": step, "mean_norm_ratio": ratio})
+
+    def _prune(self) -> None:
+        pruner = self.pruner
+        self._history["norms"]["before_prune"] = norm_summary(pruner)
+        norms = pruner.norms()
+        masks = pruner.prune()
+        if self._before:
+            self._history["reweighted"] = lasso_summary(
+                pruner.matrices,
+                norms_before=self._before["before_norms"],
+                masks_before=self._before["before_masks"],
+                norms_after=norms,
+                masks_after=masks,
+            )
+            self._before = {}
+        self._history["norms"]["after_prune"] = norm_summary(pruner)
+        self._history["pruned"] = pruned_fractions(pruner)
+
+    def _set_strength(self, step: int) -> None:
+        self.pruner.strength = self._full_strength * self.stage_steps.strength_factor(step)
+
+    def _restore(self, saved: SavedState) -> None:
+        self.pruner.load_state_dict(
+            {**saved.values, **{k: saved.tensors[k] for k in ("beta", "masks", "pending")}}
+        )
+        self._before = {
+            kind: named for kind, named in saved.tensors.items() if kind.startswith("before_")
+        }
+        self._history = saved.values["history"]
+        self._full_strength = float(self._history["strength"])
+
+
+def _steps_per_epoch(args: TrainingArguments, state: TrainerState, dataloader: Any) -> float:
+    if args.max_steps <= 0:
+        return state.max_steps / args.num_train_epochs
+    try:
+        batches = len(dataloader)
+    except TypeError:
+        raise ValueError(
+            "stages: unit is 'epochs', but the data has no length; expected unit='steps'"
+        ) from None
+    return max(1, -(-batches // args.gradient_accumulation_steps))
+
+
+def _unscale(optimizer: Any) -> None:
+    """Take a GradScaler's factor out of the gradients where clipping has not done it already."""
+    scaler = getattr(optimizer, "scaler", None)
+    if scaler is None or not scaler.is_enabled():
+        return
+    try:
+        scaler.unscale_(getattr(optimizer, "optimizer", optimizer))
+    except RuntimeError as error:
+        if "already been called" not in str(error):
+            raise
+
+
+def _total_learning_rate(pruner: Pruner, steps: StageSteps, scheduler: Any) -> float:
+    """Σ learning rate × ramp over the reweighted stage, from the schedule where it can be asked."""
+    if pruner.optimizer is None:
+        raise ValueError("PruningCallback: strength 'auto' needs the Trainer's optimizer")
+    now = float(pruner.optimizer.param_groups[0]["lr"])
+    lambdas = getattr(scheduler, "lr_lambdas", None)
+    total = 0.0
+    for step in range(steps.dense_end, steps.reweighted_end):
+        lr = scheduler.base_lrs[0] * lambdas[0](step) if lambdas else now
+        total += lr * steps.strength_factor(step)
+    if not total > 0:
+        raise ValueError(
+            "PruningCallback: the learning rate is 0 throughout the reweighted stage, "
+            "expected a positive one"
+        )
+    return total

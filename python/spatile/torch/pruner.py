@@ -1,0 +1,347 @@
+"""Reweighted group lasso and percentile pruning for a plain PyTorch training loop.
+
+Source of the method: E.T. (SC 2021). The proximal step is the standard one for a group lasso.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from spatile import ops
+from spatile.sparsity import Plan, PlannedMatrix
+from spatile.sparsity.plan import check_sparsity
+from spatile.torch.distributed import broadcast_from_first
+from spatile.torch.parameters import planned_matrices, weight_view
+
+__all__ = ["Method", "Pruner", "Scope"]
+
+Method = Literal["proximal", "gradient"]
+Scope = Literal["matrix", "global", "row-balanced"]
+
+# In these dtypes w·(1 − c) rounds back to w for a small c, so that a small step would never act.
+# Shrinkage is summed per group until it is this fraction of the norm: two bits above the rounding.
+_FLUSH_AT = {torch.bfloat16: 2.0**-6, torch.float16: 2.0**-9}
+
+
+class Pruner:
+    """Prunes the matrices of ``model`` that ``plan`` names, in a training loop of one's own.
+
+    ``strength`` is λ (settable, ≥ 0; 0 switches the penalty off); ``eps`` is ε in
+    β = 1/(‖W_g‖₂ + ε). ``optimizer`` is asked for the learning rate of the proximal step.
+    Two methods:
+
+    - ``"proximal"``: after the optimizer's step, W_g ← W_g·max(0, 1 − ηλβ/‖W_g‖) with η the
+      learning rate. Decoupled from the optimizer, so it acts at full strength under AdamW too.
+    - ``"gradient"``: before the optimizer's step, λβ·W_g/‖W_g‖ is added to the gradient, as
+      published. Adam divides it by its own running size, and little of it arrives.
+
+    A loop::
+
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        pruner.before_step()    # after clipping; does something for "gradient" only
+        optimizer.step()
+        pruner.after_step()     # the proximal step, and pruned weights back to zero
+        optimizer.zero_grad()
+
+    with ``reweight()`` at milestones and ``prune()`` once the penalty has done its work. From then
+    on pruned weights are exactly zero after every ``after_step()``, whatever momentum and weight
+    decay did to them. ``prune()`` sets ``strength`` to 0; it may be called again to prune more.
+
+    Mixed precision: under autocast parameters and gradients are float32 and nothing changes. With
+    a GradScaler, unscale first (``scaler.unscale_(optimizer)``, then clipping, then
+    ``before_step()``), and call ``after_step()`` only where the scaler did take the step, that is
+    where ``scaler.get_scale()`` did not fall in ``scaler.update()``. bfloat16 and float16
+    parameters can't take the tiny proximal steps, so their shrinkage is summed per group in float32
+    and applied where it has become large enough to survive rounding.
+
+    Under DistributedDataParallel every process calls every method; β and masks are those of
+    process 0. Raises ValueError for a bad argument and for a plan that matches no matrix.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: Plan,
+        *,
+        strength: float,
+        method: Method = "proximal",
+        eps: float = 1e-3,
+        scope: Scope = "matrix",
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> None:
+        if method not in ("proximal", "gradient"):
+            raise ValueError(f"Pruner: method is {method!r}, expected 'proximal' or 'gradient'")
+        if not (math.isfinite(eps) and eps > 0):
+            raise ValueError(f"Pruner: eps is {eps}, expected a positive number")
+        self.plan = plan
+        self.method: Method = method
+        self.eps = float(eps)
+        self.scope: Scope = _checked_scope(scope)
+        self.optimizer = optimizer
+        self.strength = strength
+        self._matrices, self._parameters = planned_matrices(model, plan)
+        self._beta: dict[str, torch.Tensor] = {}
+        self._masks: dict[str, torch.Tensor] = {}
+        self._pending: dict[str, torch.Tensor] = {}
+
+    @property
+    def strength(self) -> float:
+        """λ, the penalty's strength."""
+        return self._strength
+
+    @strength.setter
+    def strength(self, value: float) -> None:
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"Pruner: strength is {value}, expected a finite number ≥ 0")
+        self._strength = float(value)
+
+    @property
+    def matrices(self) -> tuple[PlannedMatrix, ...]:
+        """What is pruned, in the model's order."""
+        return tuple(self._matrices)
+
+    @property
+    def masks(self) -> dict[str, torch.Tensor]:
+        """Matrix name → bool mask of its groups (True = keep); empty before :meth:`prune`."""
+        return dict(self._masks)
+
+    @property
+    def beta(self) -> dict[str, torch.Tensor]:
+        """Matrix name → β of its groups, float32; empty before :meth:`reweight`."""
+        return dict(self._beta)
+
+    def weight(self, matrix: PlannedMatrix) -> torch.Tensor:
+        """The (out, in) view of a planned matrix in its parameter's memory, detached."""
+        return weight_view(self._parameters[matrix.parameter], matrix)
+
+    def norms(self) -> dict[str, torch.Tensor]:
+        """Matrix name → L2 norms of its groups, float32."""
+        return {
+            m.name: ops.group_norms(self.weight(m), pattern=m.pattern) for m in self._matrices
+        }
+
+    def penalty(self) -> float:
+        """λ·Σ β‖W_g‖₂ over all planned matrices; β = 1 before :meth:`reweight`."""
+        return self._strength * sum(
+            ops.group_lasso(self.weight(m), pattern=m.pattern, beta=self._beta.get(m.name))
+            for m in self._matrices
+        )
+
+    def reweight(self) -> None:
+        """Compute β from the current norms. It stays fixed until the next call."""
+        for m in self._matrices:
+            self._beta[m.name] = ops.group_beta(self.weight(m), pattern=m.pattern, eps=self.eps)
+        broadcast_from_first(list(self._beta.values()))
+
+    def before_step(self) -> None:
+        """Gradient method: add the penalty's gradient. Call it after clipping and unscaling.
+
+        β is computed first where :meth:`reweight` was never called. Frozen parameters are left out.
+        """
+        if self.method != "gradient" or self._strength == 0.0:
+            return
+        self._ensure_beta()
+        for m in self._matrices:
+            parameter = self._parameters[m.parameter]
+            if not parameter.requires_grad:
+                continue
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            ops.add_group_lasso_grad_(
+                weight_view(parameter.grad, m),
+                self.weight(m),
+                pattern=m.pattern,
+                beta=self._beta[m.name],
+                strength=self._strength,
+            )
+
+    def after_step(self, lr: float | None = None) -> None:
+        """Proximal method: shrink every group. Both methods: pruned weights back to zero.
+
+        ``lr`` is η; by default the optimizer's own for each parameter, as it was in the step that
+        has just been taken (so call this before the scheduler's step). Raises ValueError where
+        neither ``lr`` nor an optimizer was given.
+        """
+        if self.method == "proximal" and self._strength > 0.0:
+            self._ensure_beta()
+            rate = self._learning_rates(lr)
+            for m in self._matrices:
+                amount = rate(self._parameters[m.parameter]) * self._strength
+                if amount > 0.0:
+                    self._shrink(m, amount)
+        self.apply_masks()
+
+    def apply_masks(self) -> None:
+        """Set pruned weights to zero; nothing before :meth:`prune`."""
+        for m in self._matrices:
+            mask = self._masks.get(m.name)
+            if mask is not None:
+                ops.apply_mask_(self.weight(m), mask, pattern=m.pattern)
+
+    def prune(
+        self, sparsity: float | None = None, *, scope: Scope | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Drop the groups of lowest norm, now and for good; returns the masks.
+
+        ``sparsity`` replaces the plan's for every matrix; ``scope`` the one given at construction.
+        ``"global"`` ranks together all matrices that share a sparsity. ``"row-balanced"`` means
+        every row of groups loses the same share; a pattern with one group per row has no such
+        rows, and is ranked per matrix. Raises ValueError for weights that are NaN or infinite.
+        """
+        masks = self.choose_masks(sparsity, scope=scope)
+        different = broadcast_from_first(list(masks.values()))
+        if different:
+            named = ", ".join(list(masks)[i] for i in different)
+            warnings.warn(
+                f"this process would have pruned {named} differently from process 0, whose masks "
+                f"it now uses: are the processes' weights the same?",
+                stacklevel=2,
+            )
+        self._masks = masks
+        self._pending.clear()
+        self.strength = 0.0
+        self.apply_masks()
+        return self.masks
+
+    def choose_masks(
+        self, sparsity: float | None = None, *, scope: Scope | None = None
+    ) -> dict[str, torch.Tensor]:
+        """The masks that :meth:`prune` would set now; changes nothing."""
+        chosen = self.scope if scope is None else _checked_scope(scope)
+        override = None if sparsity is None else check_sparsity(sparsity)
+        masks: dict[str, torch.Tensor] = {}
+        for pool in self._pools(chosen):
+            target = pool[0].sparsity if override is None else override
+            per_row = chosen == "row-balanced" and pool[0].mask_shape[1] > 1
+            try:
+                found = ops.prune_mask(
+                    [self.weight(m) for m in pool],
+                    pattern=[m.pattern for m in pool],
+                    sparsity=target,
+                    scope="row-balanced" if per_row else "global",
+                )
+            except ValueError as error:
+                raise ValueError(f"{', '.join(m.name for m in pool)}: {error}") from None
+            masks.update(zip((m.name for m in pool), found, strict=True))
+        return {m.name: masks[m.name] for m in self._matrices}
+
+    def strength_for(self, shrink: float, total_lr: float) -> float:
+        """The λ that would take the fraction ``shrink`` off a group at the edge of being pruned.
+
+        That is, off the group whose norm is at its matrix's sparsity quantile, over steps whose
+        learning rates (times any ramp) sum to ``total_lr``, with β as it is now and no resistance
+        from the loss: λ = shrink·‖W_g‖/(β_g·total_lr), the median over matrices. A place to start
+        from: the right λ is the largest that accuracy stands.
+        """
+        self._ensure_beta()
+        edges = []
+        for m in self._matrices:
+            norm = ops.group_norms(self.weight(m), pattern=m.pattern)
+            fraction = (norm / self._beta[m.name]).flatten()
+            rank = min(fraction.numel(), math.floor(m.sparsity * fraction.numel()) + 1)
+            edges.append(fraction.kthvalue(rank).values)
+        return shrink * float(torch.stack(edges).median()) / total_lr
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a resumed run needs besides the weights; tensors are not copied."""
+        return {
+            "plan": self.plan.to_dict(),
+            "strength": self._strength,
+            "method": self.method,
+            "eps": self.eps,
+            "scope": self.scope,
+            "beta": self.beta,
+            "masks": self.masks,
+            "pending": dict(self._pending),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a :meth:`state_dict` and set pruned weights to zero.
+
+        Raises ValueError where it belongs to another plan, method or model.
+        """
+        for key, mine in (
+            ("plan", self.plan.to_dict()),
+            ("method", self.method),
+            ("eps", self.eps),
+            ("scope", self.scope),
+        ):
+            if state.get(key) != mine:
+                raise ValueError(f"Pruner: saved {key} is {state.get(key)}, expected {mine}")
+        self.strength = state["strength"]
+        self._beta = self._checked_tensors("beta", state["beta"])
+        self._masks = self._checked_tensors("masks", state["masks"])
+        self._pending = self._checked_tensors("pending", state["pending"])
+        self.apply_masks()
+
+    def _checked_tensors(
+        self, kind: str, saved: Mapping[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        expected = {m.name: m for m in self._matrices}
+        for name, tensor in saved.items():
+            if name not in expected:
+                raise ValueError(f"Pruner: saved {kind} of {name}, which the plan does not prune")
+            if tuple(tensor.shape) != expected[name].mask_shape:
+                raise ValueError(
+                    f"Pruner: saved {kind} of {name} is {tuple(tensor.shape)}, "
+                    f"expected {expected[name].mask_shape}"
+                )
+        return {
+            name: saved[name].to(self._parameters[m.parameter].device, copy=True)
+            for name, m in expected.items()
+            if name in saved
+        }
+
+    def _ensure_beta(self) -> None:
+        if not self._beta:
+            self.reweight()
+
+    def _learning_rates(self, lr: float | None) -> Callable[[nn.Parameter], float]:
+        if lr is not None:
+            return lambda parameter: float(lr)
+        if self.optimizer is None:
+            raise ValueError("Pruner: after_step needs lr, or an optimizer given to the Pruner")
+        # A frozen parameter is in no group; it takes no step, so it takes no proximal step either.
+        rates = {
+            id(p): float(group["lr"]) for group in self.optimizer.param_groups
+            for p in group["params"]
+        }
+        return lambda parameter: rates.get(id(parameter), 0.0)
+
+    def _shrink(self, m: PlannedMatrix, amount: float) -> None:
+        weight, beta = self.weight(m), self._beta[m.name]
+        limit = _FLUSH_AT.get(weight.dtype)
+        if limit is None:
+            ops.group_shrink_(weight, pattern=m.pattern, beta=beta, strength=amount)
+            return
+        pending = self._pending.setdefault(m.name, torch.zeros_like(beta))
+        pending.add_(beta, alpha=amount)
+        due = pending >= limit * ops.group_norms(weight, pattern=m.pattern)
+        if bool(due.any()):
+            step = torch.where(due, pending, torch.zeros_like(pending))
+            ops.group_shrink_(weight, pattern=m.pattern, beta=step, strength=1.0)
+            pending.sub_(step)
+
+    def _pools(self, scope: Scope) -> list[list[PlannedMatrix]]:
+        """Matrices ranked together: all of one sparsity, or each alone."""
+        if scope != "global":
+            return [[m] for m in self._matrices]
+        pools: dict[float, list[PlannedMatrix]] = {}
+        for m in self._matrices:
+            pools.setdefault(m.sparsity, []).append(m)
+        return list(pools.values())
+
+
+def _checked_scope(scope: Scope) -> Scope:
+    if scope not in ("matrix", "global", "row-balanced"):
+        raise ValueError(
+            f"Pruner: scope is {scope!r}, expected 'matrix', 'global' or 'row-balanced'"
+        )
+    return scope

@@ -1,0 +1,81 @@
+"""Finding the pruning state of the checkpoint that a Trainer resumes from."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from pathlib import Path
+
+from transformers import TrainerState, TrainingArguments
+
+from spatile.sparsity import StageSteps
+from spatile.torch.checkpoint import SavedState, read_state, weights_checksum
+from spatile.torch.pruner import Pruner
+
+__all__ = ["find_state"]
+
+
+def find_state(
+    args: TrainingArguments, state: TrainerState, pruner: Pruner, steps: StageSteps
+) -> SavedState | None:
+    """The saved state that belongs to the weights just loaded, at ``state.global_step`` steps.
+
+    Looks into the folder that ``Trainer.train`` was given, then where this run would have saved.
+    None where there is none and none is needed, because the penalty has not begun to act yet.
+    Raises ValueError where one is needed, saying where it was looked for, and where it was made
+    with another plan, method or stages.
+    """
+    seen: list[str] = []
+    for folder in _candidates(args, state):
+        saved = read_state(folder)
+        if saved is None:
+            seen.append(f"{folder} holds none")
+        elif saved.values["step"] != state.global_step:
+            seen.append(f"{folder} holds that of step {saved.values['step']}")
+        elif saved.values["weights_crc32"] != weights_checksum(pruner):
+            seen.append(f"{folder} holds that of other weights")
+        else:
+            _check_stages(folder, saved, steps)
+            return saved
+    if state.global_step <= steps.dense_end:
+        return None
+    raise ValueError(
+        f"PruningCallback: no pruning state for step {state.global_step}: {'; '.join(seen)}. "
+        f"Resume from a checkpoint that was saved to its end (see last_checkpoint)"
+    )
+
+
+def _candidates(args: TrainingArguments, state: TrainerState) -> list[Path]:
+    places = [
+        _resumed_folder(),
+        getattr(args, "resume_from_checkpoint", None),
+        os.path.join(args.output_dir, f"checkpoint-{state.global_step}"),
+    ]
+    folders: list[Path] = []
+    for place in places:
+        if isinstance(place, (str, os.PathLike)) and Path(place).is_dir():
+            if Path(place) not in folders:
+                folders.append(Path(place))
+    return folders
+
+
+def _resumed_folder() -> object:
+    # Trainer tells no callback which folder it loads: the path is an argument of the method that
+    # raises on_train_begin, and of nothing else. A wrong guess does no harm, for the state found
+    # must also carry the checksum of the loaded weights.
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code.co_name == "_inner_training_loop":
+            return frame.f_locals.get("resume_from_checkpoint")
+        frame = frame.f_back
+    return None
+
+
+def _check_stages(folder: Path, saved: SavedState, steps: StageSteps) -> None:
+    before = saved.values["history"]["stages"]
+    for name in ("dense_end", "reweighted_end", "ramp_steps"):
+        if before[name] != getattr(steps, name):
+            raise ValueError(
+                f"{folder}: stages.{name} is {before[name]} steps, expected "
+                f"{getattr(steps, name)} as in the resumed run"
+            )
