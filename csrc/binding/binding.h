@@ -1,0 +1,50 @@
+/* What the files of the extension share. The only folder that includes Python.h. */
+#ifndef SPATILE_BINDING_H
+#define SPATILE_BINDING_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "../spatile.h"
+
+/* A tensor view with the object that keeps its memory alive; zeroed means absent. */
+typedef struct spt_py_view {
+  spt_tensor tensor;
+  PyObject *owner;
+} spt_py_view;
+
+/* A NumPy array, or anything with __dlpack__ on the CPU. Returns -1 with an exception set. */
+int spt_py_view_of(spt_py_view *view, PyObject *object, const char *op, const char *arg);
+/* The same, where None means absent: then the view stays zeroed. */
+int spt_py_optional_view_of(spt_py_view *view, PyObject *object, const char *op, const char *arg);
+void spt_py_release(spt_py_view *views, int count);
+static inline const spt_tensor *spt_py_optional(const spt_py_view *view) {
+  return view->owner != NULL ? &view->tensor : NULL;
+}
+
+/* NULL for success or failure alike: sets the exception that the status stands for. */
+PyObject *spt_py_raise(spt_status status, const spt_error *err);
+
+int spt_py_check_count(const char *op, Py_ssize_t found, Py_ssize_t expected);
+
+/* Packed weights travel as capsules that own references to their arrays (weights.c). */
+#define SPT_PY_STRIPS "spatile.strips"
+#define SPT_PY_CSR "spatile.csr"
+
+#define SPT_PY_METHOD(name, doc) {#name, (PyCFunction)(void (*)(void))spt_py_##name, METH_FASTCALL, doc}
+#define SPT_PY_DECLARE(name) PyObject *spt_py_##name(PyObject *, PyObject *const *, Py_ssize_t)
+
+SPT_PY_DECLARE(linear);
+SPT_PY_DECLARE(linear_backward);
+SPT_PY_DECLARE(strips);
+SPT_PY_DECLARE(csr);
+
+/* Runs an op without the GIL. */
+#define SPT_PY_CALL(status, call)  \
+  do {                             \
+    Py_BEGIN_ALLOW_THREADS;        \
+    (status) = (call);             \
+    Py_END_ALLOW_THREADS;          \
+  } while (0)
+
+#endif

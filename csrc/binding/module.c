@@ -1,0 +1,85 @@
+/* spatile._core: the extension module. Multi-phase initialisation, no state but NumPy's table. */
+#define SPT_IMPORT_NUMPY
+#include "numpy_api.h"
+
+static PyObject *cpu_tier(PyObject *self, PyObject *ignored) {
+  (void)self;
+  (void)ignored;
+  int n = spt_cpu_tier_count();
+  PyObject *names = PyTuple_New(n);
+  for (int i = 0; names != NULL && i < n; i++) {
+    PyObject *name = PyUnicode_FromString(spt_cpu_tier_at(i));
+    if (name == NULL) {
+      Py_CLEAR(names);
+    } else {
+      PyTuple_SET_ITEM(names, i, name);
+    }
+  }
+  if (names == NULL) {
+    return NULL;
+  }
+  return Py_BuildValue("ssN", spt_cpu_tier_name(), spt_cpu_tier_reason(), names);
+}
+
+static PyObject *select_cpu_tier(PyObject *self, PyObject *name) {
+  (void)self;
+  spt_error err;
+  const char *text = PyUnicode_AsUTF8(name);
+  if (text == NULL) {
+    return NULL;
+  }
+  spt_status status = spt_cpu_select_tier(text, &err);
+  return status == SPT_OK ? Py_NewRef(Py_None) : spt_py_raise(status, &err);
+}
+
+static PyObject *num_threads(PyObject *self, PyObject *ignored) {
+  (void)self;
+  (void)ignored;
+  return PyLong_FromLong(spt_num_threads());
+}
+
+static PyObject *set_num_threads(PyObject *self, PyObject *n) {
+  (void)self;
+  spt_error err;
+  long long wanted = PyLong_AsLongLong(n);
+  if (wanted == -1 && PyErr_Occurred()) {
+    return NULL;
+  }
+  spt_status status;
+  SPT_PY_CALL(status, spt_set_num_threads(wanted, &err));
+  return status == SPT_OK ? Py_NewRef(Py_None) : spt_py_raise(status, &err);
+}
+
+static PyMethodDef methods[] = {
+    SPT_PY_METHOD(linear, "linear(x, w, out, bias, residual, activation)"),
+    SPT_PY_METHOD(linear_backward, "linear_backward(grad, x, w, dx, dw, dbias)"),
+    SPT_PY_METHOD(strips, "strips(out, in, run_ptr, value_ptr, run_start, run_len, values, rows)"),
+    SPT_PY_METHOD(csr, "csr(out, in, row_ptr, col, values)"),
+    {"cpu_tier", cpu_tier, METH_NOARGS, "(tier in use, why, tiers that run here)"},
+    {"select_cpu_tier", select_cpu_tier, METH_O, "select_cpu_tier(name)"},
+    {"num_threads", num_threads, METH_NOARGS, "threads of the CPU backend"},
+    {"set_num_threads", set_num_threads, METH_O, "set_num_threads(n)"},
+    {NULL, NULL, 0, NULL},
+};
+
+static int execute(PyObject *module) {
+  (void)module;
+  import_array1(-1);
+  return 0;
+}
+
+static PyModuleDef_Slot slots[] = {
+    {Py_mod_exec, execute},
+    {0, NULL},
+};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "_core",
+    .m_doc = "The C core of spatile. Private: spatile.ops is its face.",
+    .m_size = 0,
+    .m_methods = methods,
+    .m_slots = slots,
+};
+
+PyMODINIT_FUNC PyInit__core(void) { return PyModuleDef_Init(&definition); }

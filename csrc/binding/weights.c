@@ -1,0 +1,180 @@
+/* Packed weights: index arrays are checked here, once, so that no product can read out of bounds. */
+#include <stdlib.h>
+
+#include "numpy_api.h"
+
+#define MAX_ARRAYS 6
+
+typedef struct packed {
+  union {
+    spt_strips strips;
+    spt_csr csr;
+  } weight;
+  PyObject *arrays[MAX_ARRAYS];
+} packed;
+
+static void free_packed(PyObject *capsule) {
+  packed *p = PyCapsule_GetPointer(capsule, PyCapsule_GetName(capsule));
+  for (int i = 0; i < MAX_ARRAYS; i++) {
+    Py_XDECREF(p->arrays[i]);
+  }
+  free(p);
+}
+
+static PyArrayObject *array_of(PyObject *object, int type, int ndim, const char *arg) {
+  if (!PyArray_Check(object) || PyArray_TYPE((PyArrayObject *)object) != type ||
+      PyArray_NDIM((PyArrayObject *)object) != ndim ||
+      !PyArray_IS_C_CONTIGUOUS((PyArrayObject *)object)) {
+    PyErr_Format(PyExc_TypeError, "SparseMatrix: %s is not a contiguous array of the expected dtype",
+                 arg);
+    return NULL;
+  }
+  return (PyArrayObject *)object;
+}
+
+/* Non-decreasing from 0 to `last`. */
+static bool is_pointer_array(const int64_t *p, int64_t n, int64_t last) {
+  for (int64_t i = 0; i < n; i++) {
+    if (p[i] > p[i + 1]) {
+      return false;
+    }
+  }
+  return p[0] == 0 && p[n] == last;
+}
+
+static const char *fault_in_strips(const spt_strips *w, int64_t n_runs) {
+  if (!is_pointer_array(w->run_ptr, w->n_strips, n_runs)) {
+    return "run_ptr does not rise from 0 to the number of runs";
+  }
+  if (!is_pointer_array(w->value_ptr, w->n_strips, w->n_columns)) {
+    return "value_ptr does not rise from 0 to the number of kept columns";
+  }
+  for (int64_t s = 0; s < w->n_strips; s++) {
+    int64_t columns = 0;
+    for (int64_t r = w->run_ptr[s]; r < w->run_ptr[s + 1]; r++) {
+      int64_t start = w->run_start[r], len = w->run_len[r];
+      if (start < 0 || len < 1 || start + len > w->in) {
+        return "a run lies outside the matrix";
+      }
+      columns += len;
+    }
+    if (columns != w->value_ptr[s + 1] - w->value_ptr[s]) {
+      return "runs and value_ptr disagree";
+    }
+  }
+  for (int64_t i = 0; w->rows != NULL && i < w->n_strips * SPT_STRIP; i++) {
+    if (w->rows[i] < -1 || w->rows[i] >= w->out) {
+      return "a row lies outside the matrix";
+    }
+  }
+  if (w->rows == NULL && w->n_strips != (w->out + SPT_STRIP - 1) / SPT_STRIP) {
+    return "the number of strips is not the number of rows / 16";
+  }
+  return NULL;
+}
+
+static PyObject *wrap(packed *p, const char *name, const char *fault) {
+  PyObject *capsule = NULL;
+  if (fault != NULL) {
+    PyErr_Format(PyExc_ValueError, "SparseMatrix: %s", fault);
+  } else {
+    capsule = PyCapsule_New(p, name, free_packed);
+  }
+  if (capsule == NULL) {
+    free(p);
+    return NULL;
+  }
+  for (int i = 0; i < MAX_ARRAYS; i++) {
+    Py_XINCREF(p->arrays[i]);
+  }
+  return capsule;
+}
+
+/* strips(out, in, run_ptr, value_ptr, run_start, run_len, values, rows or None) */
+PyObject *spt_py_strips(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
+  (void)self;
+  if (spt_py_check_count("strips", nargs, 8) < 0) {
+    return NULL;
+  }
+  int64_t out = PyLong_AsLongLong(args[0]), in = PyLong_AsLongLong(args[1]);
+  if (PyErr_Occurred()) {
+    return NULL;
+  }
+  PyArrayObject *run_ptr = array_of(args[2], NPY_INT64, 1, "run_ptr");
+  PyArrayObject *value_ptr = run_ptr ? array_of(args[3], NPY_INT64, 1, "value_ptr") : NULL;
+  PyArrayObject *start = value_ptr ? array_of(args[4], NPY_INT32, 1, "run_start") : NULL;
+  PyArrayObject *len = start ? array_of(args[5], NPY_INT32, 1, "run_len") : NULL;
+  PyArrayObject *values = len ? array_of(args[6], NPY_FLOAT32, 2, "values") : NULL;
+  PyArrayObject *rows = NULL;
+  if (values == NULL ||
+      (args[7] != Py_None && (rows = array_of(args[7], NPY_INT32, 1, "rows")) == NULL)) {
+    return NULL;
+  }
+  int64_t n_strips = PyArray_DIM(run_ptr, 0) - 1, n_runs = PyArray_DIM(start, 0);
+  if (n_strips < 0 || PyArray_DIM(value_ptr, 0) != n_strips + 1 || PyArray_DIM(len, 0) != n_runs ||
+      PyArray_DIM(values, 1) != SPT_STRIP ||
+      (rows != NULL && PyArray_DIM(rows, 0) != n_strips * SPT_STRIP)) {
+    PyErr_SetString(PyExc_ValueError, "SparseMatrix: the index arrays' lengths disagree");
+    return NULL;
+  }
+  packed *p = calloc(1, sizeof *p);
+  if (p == NULL) {
+    return PyErr_NoMemory();
+  }
+  p->weight.strips = (spt_strips){.out = out,
+                                  .in = in,
+                                  .n_strips = n_strips,
+                                  .n_columns = PyArray_DIM(values, 0),
+                                  .run_ptr = PyArray_DATA(run_ptr),
+                                  .value_ptr = PyArray_DATA(value_ptr),
+                                  .run_start = PyArray_DATA(start),
+                                  .run_len = PyArray_DATA(len),
+                                  .values = PyArray_DATA(values),
+                                  .rows = rows != NULL ? PyArray_DATA(rows) : NULL};
+  for (int i = 0; i < 6; i++) {
+    p->arrays[i] = args[2 + i];
+  }
+  return wrap(p, SPT_PY_STRIPS, fault_in_strips(&p->weight.strips, n_runs));
+}
+
+/* csr(out, in, row_ptr, col, values) */
+PyObject *spt_py_csr(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
+  (void)self;
+  if (spt_py_check_count("csr", nargs, 5) < 0) {
+    return NULL;
+  }
+  int64_t out = PyLong_AsLongLong(args[0]), in = PyLong_AsLongLong(args[1]);
+  if (PyErr_Occurred()) {
+    return NULL;
+  }
+  PyArrayObject *row_ptr = array_of(args[2], NPY_INT64, 1, "row_ptr");
+  PyArrayObject *col = row_ptr ? array_of(args[3], NPY_INT32, 1, "col") : NULL;
+  PyArrayObject *values = col ? array_of(args[4], NPY_FLOAT32, 1, "values") : NULL;
+  if (values == NULL) {
+    return NULL;
+  }
+  if (PyArray_DIM(row_ptr, 0) != out + 1 || PyArray_DIM(col, 0) != PyArray_DIM(values, 0)) {
+    PyErr_SetString(PyExc_ValueError, "SparseMatrix: the index arrays' lengths disagree");
+    return NULL;
+  }
+  packed *p = calloc(1, sizeof *p);
+  if (p == NULL) {
+    return PyErr_NoMemory();
+  }
+  spt_csr *w = &p->weight.csr;
+  *w = (spt_csr){out, in, PyArray_DATA(row_ptr), PyArray_DATA(col), PyArray_DATA(values)};
+  const char *fault = NULL;
+  int64_t nnz = PyArray_DIM(col, 0);
+  if (!is_pointer_array(w->row_ptr, out, nnz)) {
+    fault = "row_ptr does not rise from 0 to the number of weights";
+  }
+  for (int64_t i = 0; fault == NULL && i < nnz; i++) {
+    if (w->col[i] < 0 || w->col[i] >= in) {
+      fault = "a column lies outside the matrix";
+    }
+  }
+  for (int i = 0; i < 3; i++) {
+    p->arrays[i] = args[2 + i];
+  }
+  return wrap(p, SPT_PY_CSR, fault);
+}

@@ -1,0 +1,8 @@
+/* The AVX-512 tier (F, BW, VL, DQ): registers of 16 floats, one to a panel's row. */
+#include "simd/panel.h"
+#include "simd/linear.h"
+
+const spt_cpu_tier spt_cpu_tier_avx512 = {
+    .name = "avx512",
+#include "tier_table.h"
+};

@@ -1,0 +1,107 @@
+/* The CPU backend's table, and the choice of its tier: the best that this processor runs, unless the
+ * environment variable SPATILE_CPU_TIER names another. */
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cpu_features.h"
+#include "ops.h"
+#include "pool.h"
+#include "tier.h"
+
+static struct {
+  const spt_cpu_tier *runnable[4]; /* slowest first */
+  int count;
+  _Atomic(const spt_cpu_tier *) in_use;
+  char reason[160];
+} tiers;
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+static const spt_cpu_tier *find(const char *name) {
+  for (int i = 0; i < tiers.count; i++) {
+    if (strcmp(tiers.runnable[i]->name, name) == 0) {
+      return tiers.runnable[i];
+    }
+  }
+  return NULL;
+}
+
+static void initialise(void) {
+  tiers.runnable[tiers.count++] = &spt_cpu_tier_scalar;
+#if defined(SPATILE_X86_TIERS)
+  spt_cpu_features cpu = spt_cpu_detect();
+  if (cpu.avx2) {
+    tiers.runnable[tiers.count++] = &spt_cpu_tier_avx2;
+  }
+  if (cpu.avx512) {
+    tiers.runnable[tiers.count++] = &spt_cpu_tier_avx512;
+  }
+#endif
+  const spt_cpu_tier *best = tiers.runnable[tiers.count - 1];
+  atomic_store(&tiers.in_use, best);
+  snprintf(tiers.reason, sizeof tiers.reason, "the best that this processor runs");
+  const char *wanted = getenv("SPATILE_CPU_TIER");
+  if (wanted != NULL && *wanted != '\0') {
+    const spt_cpu_tier *tier = find(wanted);
+    if (tier != NULL) {
+      atomic_store(&tiers.in_use, tier);
+    }
+    snprintf(tiers.reason, sizeof tiers.reason, "SPATILE_CPU_TIER=%.32s%s", wanted,
+             tier != NULL ? "" : " is not available here, so the best that this processor runs");
+  }
+}
+
+const spt_cpu_tier *spt_cpu_tier_in_use(void) {
+  pthread_once(&once, initialise);
+  return atomic_load_explicit(&tiers.in_use, memory_order_relaxed);
+}
+
+const char *spt_cpu_tier_name(void) { return spt_cpu_tier_in_use()->name; }
+
+const char *spt_cpu_tier_reason(void) {
+  pthread_once(&once, initialise);
+  return tiers.reason;
+}
+
+int spt_cpu_tier_count(void) {
+  pthread_once(&once, initialise);
+  return tiers.count;
+}
+
+const char *spt_cpu_tier_at(int i) {
+  pthread_once(&once, initialise);
+  return tiers.runnable[i]->name;
+}
+
+spt_status spt_cpu_select_tier(const char *name, spt_error *err) {
+  pthread_once(&once, initialise);
+  const spt_cpu_tier *tier = find(name);
+  if (tier == NULL) {
+    return spt_fail(err, SPT_INVALID_VALUE, "cpu: tier is '%.40s', expected one that runs here (best: '%s')",
+                    name, tiers.runnable[tiers.count - 1]->name);
+  }
+  atomic_store(&tiers.in_use, tier);
+  snprintf(tiers.reason, sizeof tiers.reason, "selected by the program");
+  return SPT_OK;
+}
+
+int spt_num_threads(void) { return spt_pool_width(); }
+
+spt_status spt_set_num_threads(int64_t n, spt_error *err) {
+  if (n < 1 || n > 256) {
+    return spt_fail(err, SPT_INVALID_VALUE, "set_num_threads: n is %lld, expected 1 to 256",
+                    (long long)n);
+  }
+  spt_pool_resize((int)n);
+  return SPT_OK;
+}
+
+const spt_backend spt_cpu_backend = {
+    .abi_version = SPT_BACKEND_ABI,
+    .size = sizeof(spt_backend),
+    .name = "cpu",
+    .linear = spt_cpu_linear,
+    .linear_backward = spt_cpu_linear_backward,
+};

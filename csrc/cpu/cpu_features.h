@@ -1,0 +1,11 @@
+#ifndef SPATILE_CPU_FEATURES_H
+#define SPATILE_CPU_FEATURES_H
+#include <stdbool.h>
+
+typedef struct spt_cpu_features {
+  bool avx2, avx512;
+} spt_cpu_features;
+
+spt_cpu_features spt_cpu_detect(void);
+
+#endif

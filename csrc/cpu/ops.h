@@ -1,0 +1,10 @@
+/* The slots that the CPU backend fills; each lives in the file of its op. */
+#ifndef SPATILE_CPU_OPS_H
+#define SPATILE_CPU_OPS_H
+
+#include "../backend.h"
+
+spt_status spt_cpu_linear(void *state, const spt_linear_problem *, spt_error *);
+spt_status spt_cpu_linear_backward(void *state, const spt_linear_backward_problem *, spt_error *);
+
+#endif

@@ -1,0 +1,195 @@
+/* Workers spin briefly before they sleep: the layers of an encoder follow one another within
+ * microseconds, and a futex wake-up costs more than a small layer. */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include "pool.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define MAX_WIDTH 256
+#define SPIN_ROUNDS 2000
+
+static struct {
+  pthread_mutex_t busy; /* held by the caller that uses the workers */
+  pthread_mutex_t sleep;
+  pthread_cond_t wake;
+  pthread_t threads[MAX_WIDTH];
+  int started; /* worker threads alive (the caller is worker 0 and not one of them) */
+  atomic_int width;
+  atomic_bool stop;
+  atomic_uint generation; /* one job, one generation */
+  atomic_int running;     /* workers that have not finished the current job */
+  spt_task_fn fn;
+  void *context;
+  int64_t n_tasks;
+  atomic_llong next;
+} pool = {.busy = PTHREAD_MUTEX_INITIALIZER,
+          .sleep = PTHREAD_MUTEX_INITIALIZER,
+          .wake = PTHREAD_COND_INITIALIZER};
+
+static inline void relax(void) {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#endif
+}
+
+static void drain(int worker) {
+  for (;;) {
+    long long task = atomic_fetch_add_explicit(&pool.next, 1, memory_order_relaxed);
+    if (task >= pool.n_tasks) {
+      return;
+    }
+    pool.fn(pool.context, task, worker);
+  }
+}
+
+static unsigned await_generation(unsigned seen) {
+  for (int i = 0; i < SPIN_ROUNDS; i++) {
+    unsigned now = atomic_load_explicit(&pool.generation, memory_order_acquire);
+    if (now != seen) {
+      return now;
+    }
+    relax();
+  }
+  pthread_mutex_lock(&pool.sleep);
+  unsigned now;
+  while ((now = atomic_load_explicit(&pool.generation, memory_order_acquire)) == seen) {
+    pthread_cond_wait(&pool.wake, &pool.sleep);
+  }
+  pthread_mutex_unlock(&pool.sleep);
+  return now;
+}
+
+struct worker_start {
+  int worker;
+  unsigned generation;
+};
+
+static void *worker_main(void *argument) {
+  struct worker_start start = *(struct worker_start *)argument;
+  free(argument);
+  unsigned seen = start.generation;
+  for (;;) {
+    seen = await_generation(seen);
+    if (atomic_load(&pool.stop)) {
+      return NULL;
+    }
+    drain(start.worker);
+    atomic_fetch_sub_explicit(&pool.running, 1, memory_order_release);
+  }
+}
+
+static void publish(void) {
+  pthread_mutex_lock(&pool.sleep);
+  atomic_fetch_add_explicit(&pool.generation, 1, memory_order_release);
+  pthread_cond_broadcast(&pool.wake);
+  pthread_mutex_unlock(&pool.sleep);
+}
+
+static void stop_workers(void) {
+  atomic_store(&pool.stop, true);
+  publish();
+  for (int i = 0; i < pool.started; i++) {
+    pthread_join(pool.threads[i], NULL);
+  }
+  pool.started = 0;
+  atomic_store(&pool.stop, false);
+}
+
+/* Only the forking thread lives on in the child: forget the workers, and start new ones on demand. */
+static void after_fork_in_child(void) {
+  pthread_mutex_init(&pool.busy, NULL);
+  pthread_mutex_init(&pool.sleep, NULL);
+  pthread_cond_init(&pool.wake, NULL);
+  pool.started = 0;
+  atomic_store(&pool.running, 0);
+}
+
+static int default_width(void) {
+  const char *text = getenv("OMP_NUM_THREADS");
+  if (text != NULL) {
+    char *end;
+    long n = strtol(text, &end, 10); /* "4,2" asks for 4 at the outermost level */
+    if (end != text && n > 0) {
+      return n < MAX_WIDTH ? (int)n : MAX_WIDTH;
+    }
+  }
+#if defined(__linux__)
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) == 0) {
+    int n = CPU_COUNT(&set);
+    return n < MAX_WIDTH ? n : MAX_WIDTH;
+  }
+#endif
+  long n = sysconf(_SC_NPROCESSORS_ONLN);
+  return n < 1 ? 1 : n < MAX_WIDTH ? (int)n : MAX_WIDTH;
+}
+
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+static void initialise(void) {
+  pthread_atfork(NULL, NULL, after_fork_in_child);
+  atomic_store(&pool.width, default_width());
+}
+
+int spt_pool_width(void) {
+  pthread_once(&once, initialise);
+  return atomic_load(&pool.width);
+}
+
+void spt_pool_resize(int width) {
+  pthread_once(&once, initialise);
+  pthread_mutex_lock(&pool.busy);
+  stop_workers();
+  atomic_store(&pool.width, width < 1 ? 1 : width > MAX_WIDTH ? MAX_WIDTH : width);
+  pthread_mutex_unlock(&pool.busy);
+}
+
+/* Fewer workers than asked for is a slower pool, not an error. */
+static void start_workers(int wanted) {
+  while (pool.started < wanted) {
+    struct worker_start *start = malloc(sizeof *start);
+    if (start == NULL) {
+      return;
+    }
+    *start = (struct worker_start){pool.started + 1, atomic_load(&pool.generation)};
+    if (pthread_create(&pool.threads[pool.started], NULL, worker_main, start) != 0) {
+      free(start);
+      return;
+    }
+    pool.started++;
+  }
+}
+
+void spt_parallel_for(int64_t n_tasks, spt_task_fn fn, void *context) {
+  int width = spt_pool_width();
+  if (n_tasks <= 1 || width == 1 || pthread_mutex_trylock(&pool.busy) != 0) {
+    for (int64_t task = 0; task < n_tasks; task++) {
+      fn(context, task, 0);
+    }
+    return;
+  }
+  start_workers(width - 1);
+  pool.fn = fn;
+  pool.context = context;
+  pool.n_tasks = n_tasks;
+  atomic_store_explicit(&pool.next, 0, memory_order_relaxed);
+  atomic_store_explicit(&pool.running, pool.started, memory_order_relaxed);
+  publish();
+  drain(0);
+  for (int round = 0; atomic_load_explicit(&pool.running, memory_order_acquire) > 0; round++) {
+    if (round < SPIN_ROUNDS) {
+      relax();
+    } else {
+      sched_yield(); /* more threads than cores: let the last worker have this one */
+    }
+  }
+  pthread_mutex_unlock(&pool.busy);
+}

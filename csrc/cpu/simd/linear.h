@@ -1,0 +1,227 @@
+/* Products of strips (spatile.h) with feature-major panels (tier.h).
+ *
+ * The inner loop broadcasts one weight and multiplies it with ROWS x PANELS accumulators in
+ * registers. With 8 rows and 3 panels a step loads 8 weights and 3 registers of x for 24 FMAs, so the
+ * FMA units and not the load ports bound it; one row more or less loses that balance. */
+#include "math.h"
+
+#if VEC_WIDTH == 16
+#define LINEAR_ROWS 8
+#define LINEAR_PANELS 3
+#else
+#define LINEAR_ROWS 4 /* 4 x 2 registers a panel = 8 accumulators of 16 */
+#define LINEAR_PANELS 1
+#endif
+
+static inline __attribute__((always_inline)) void strip_product(const spt_panel_linear *p,
+                                                                int64_t strip, int first_row,
+                                                                int64_t panel, const int panels) {
+  const spt_strips *w = p->w;
+  vec sum[LINEAR_ROWS][LINEAR_PANELS * VECS];
+#pragma GCC unroll 16
+  for (int r = 0; r < LINEAR_ROWS; r++) {
+#pragma GCC unroll 8
+    for (int v = 0; v < panels * VECS; v++) {
+      sum[r][v] = vec_set(0.0f);
+    }
+  }
+  const float *weight = w->values + w->value_ptr[strip] * SPT_STRIP + first_row;
+  const float *x_panel = p->x + panel * p->x_stride;
+  for (int64_t run = w->run_ptr[strip]; run < w->run_ptr[strip + 1]; run++) {
+    const float *x = x_panel + (int64_t)w->run_start[run] * SPT_LANES;
+    for (int32_t k = w->run_len[run]; k > 0; k--) {
+      vec xs[LINEAR_PANELS * VECS];
+#pragma GCC unroll 8
+      for (int v = 0; v < panels * VECS; v++) {
+        xs[v] = vec_load(x + v / (VECS) * p->x_stride + v % (VECS) * VEC_WIDTH);
+      }
+#pragma GCC unroll 16
+      for (int r = 0; r < LINEAR_ROWS; r++) {
+        vec broadcast = vec_set(weight[r]);
+#pragma GCC unroll 8
+        for (int v = 0; v < panels * VECS; v++) {
+          sum[r][v] += broadcast * xs[v];
+        }
+      }
+      weight += SPT_STRIP;
+      x += SPT_LANES;
+    }
+  }
+  /* Through memory: the epilogue is a loop, and sums indexed by a loop would never be registers. */
+  float product[LINEAR_ROWS][LINEAR_PANELS * SPT_LANES];
+#pragma GCC unroll 16
+  for (int r = 0; r < LINEAR_ROWS; r++) {
+#pragma GCC unroll 8
+    for (int v = 0; v < panels * VECS; v++) {
+      vec_store(product[r] + v * VEC_WIDTH, sum[r][v]);
+    }
+  }
+  for (int r = 0; r < LINEAR_ROWS; r++) {
+    int64_t row = spt_strip_row(w, strip, first_row + r);
+    if (row < 0) {
+      continue;
+    }
+    vec bias = vec_set(p->bias != NULL ? p->bias[row] : 0.0f);
+    for (int v = 0; v < panels * VECS; v++) {
+      int64_t q = panel + v / (VECS), at = row * SPT_LANES + v % (VECS) * VEC_WIDTH;
+      vec y = vec_activate(vec_load(product[r] + v * VEC_WIDTH) + bias, p->activation);
+      if (p->residual != NULL) {
+        y += vec_load(p->residual + q * p->residual_stride + at);
+      }
+      vec_store(p->y + q * p->y_stride + at, y);
+    }
+  }
+}
+
+static void panel_linear(const spt_panel_linear *p, int64_t strip_begin, int64_t strip_end,
+                         int64_t panel_begin, int64_t panel_end) {
+  for (int64_t strip = strip_begin; strip < strip_end; strip++) {
+    int64_t panel = panel_begin;
+#if LINEAR_PANELS == 3
+    /* 4 left over go as 2 + 2, not 3 + 1: one panel alone starves the FMA units. */
+    for (; panel_end - panel >= 3 && panel_end - panel != 4; panel += 3) {
+      for (int r = 0; r < SPT_STRIP; r += LINEAR_ROWS) {
+        strip_product(p, strip, r, panel, 3);
+      }
+    }
+    for (; panel_end - panel >= 2; panel += 2) {
+      for (int r = 0; r < SPT_STRIP; r += LINEAR_ROWS) {
+        strip_product(p, strip, r, panel, 2);
+      }
+    }
+#endif
+    for (; panel < panel_end; panel++) {
+      for (int r = 0; r < SPT_STRIP; r += LINEAR_ROWS) {
+        strip_product(p, strip, r, panel, 1);
+      }
+    }
+  }
+}
+
+static void panel_csr(const spt_panel_csr *p, int64_t row_begin, int64_t row_end,
+                      int64_t panel_begin, int64_t panel_end) {
+  const spt_csr *w = p->w;
+  for (int64_t row = row_begin; row < row_end; row++) {
+    vec bias = vec_set(p->bias != NULL ? p->bias[row] : 0.0f);
+    /* 8 registers of independent sums hide the FMA's latency. */
+    const int group = 8 / (VECS);
+    for (int64_t panel = panel_begin; panel < panel_end; panel += group) {
+      int64_t here = panel_end - panel < group ? panel_end - panel : group;
+      vec sum[8];
+      for (int v = 0; v < 8; v++) {
+        sum[v] = bias;
+      }
+      const float *x = p->x + panel * p->x_stride;
+      if (here == group) {
+        for (int64_t i = w->row_ptr[row]; i < w->row_ptr[row + 1]; i++) {
+          vec value = vec_set(w->values[i]);
+          const float *xs = x + (int64_t)w->col[i] * SPT_LANES;
+#pragma GCC unroll 8
+          for (int v = 0; v < 8; v++) {
+            sum[v] += value * vec_load(xs + v / (VECS) * p->x_stride + v % (VECS) * VEC_WIDTH);
+          }
+        }
+      } else {
+        for (int64_t i = w->row_ptr[row]; i < w->row_ptr[row + 1]; i++) {
+          vec value = vec_set(w->values[i]);
+          const float *xs = x + (int64_t)w->col[i] * SPT_LANES;
+          for (int v = 0; v < here * VECS; v++) {
+            sum[v] += value * vec_load(xs + v / (VECS) * p->x_stride + v % (VECS) * VEC_WIDTH);
+          }
+        }
+      }
+      for (int v = 0; v < here * VECS; v++) {
+        int64_t q = panel + v / (VECS), at = row * SPT_LANES + v % (VECS) * VEC_WIDTH;
+        vec y = vec_activate(sum[v], p->activation);
+        if (p->residual != NULL) {
+          y += vec_load(p->residual + q * p->residual_stride + at);
+        }
+        vec_store(p->y + q * p->y_stride + at, y);
+      }
+    }
+  }
+}
+
+/* g's 16 rows of a strip are gathered once, then each kept column takes 16 FMAs in 4 chains. */
+static void panel_linear_transposed(const spt_strips *w, const float *g, float *dx) {
+  const float *weight = w->values;
+  for (int64_t strip = 0; strip < w->n_strips; strip++) {
+    vec rows[SPT_STRIP][VECS];
+    for (int r = 0; r < SPT_STRIP; r++) {
+      int64_t row = spt_strip_row(w, strip, r);
+      for (int v = 0; v < VECS; v++) {
+        rows[r][v] = row < 0 ? vec_set(0.0f) : vec_load(g + row * SPT_LANES + v * VEC_WIDTH);
+      }
+    }
+    for (int64_t run = w->run_ptr[strip]; run < w->run_ptr[strip + 1]; run++) {
+      float *to = dx + (int64_t)w->run_start[run] * SPT_LANES;
+      for (int32_t k = w->run_len[run]; k > 0; k--) {
+        for (int v = 0; v < VECS; v++) {
+          vec sum[4];
+#pragma GCC unroll 4
+          for (int c = 0; c < 4; c++) {
+            sum[c] = vec_set(weight[c]) * rows[c][v];
+          }
+#pragma GCC unroll 16
+          for (int r = 4; r < SPT_STRIP; r++) {
+            sum[r % 4] += vec_set(weight[r]) * rows[r][v];
+          }
+          float *at = to + v * VEC_WIDTH;
+          vec_store(at, vec_load(at) + ((sum[0] + sum[1]) + (sum[2] + sum[3])));
+        }
+        weight += SPT_STRIP;
+        to += SPT_LANES;
+      }
+    }
+  }
+}
+
+#define GRADIENT_COLUMNS (VEC_WIDTH == 16 ? 16 : 4)
+
+static inline __attribute__((always_inline)) void column_gradients(const float *x, int64_t x_stride,
+                                                                   const float *g, int64_t n_panels,
+                                                                   float *dw, const int columns) {
+  vec sum[16][VECS];
+  for (int k = 0; k < columns; k++) {
+    for (int v = 0; v < VECS; v++) {
+      sum[k][v] = vec_set(0.0f);
+    }
+  }
+  for (int64_t panel = 0; panel < n_panels; panel++) {
+    const float *xs = x + panel * x_stride;
+    for (int t = 0; t < SPT_LANES; t++) {
+      vec grad[VECS];
+      for (int v = 0; v < VECS; v++) {
+        grad[v] = vec_load(g + (panel * SPT_LANES + t) * SPT_STRIP + v * VEC_WIDTH);
+      }
+#pragma GCC unroll 16
+      for (int k = 0; k < columns; k++) {
+        vec value = vec_set(xs[k * SPT_LANES + t]);
+        for (int v = 0; v < VECS; v++) {
+          sum[k][v] += value * grad[v];
+        }
+      }
+    }
+  }
+  for (int k = 0; k < columns; k++) {
+    for (int v = 0; v < VECS; v++) {
+      vec_store(dw + k * SPT_STRIP + v * VEC_WIDTH, sum[k][v]);
+    }
+  }
+}
+
+static void strip_gradient(const spt_strips *w, int64_t strip, const float *x, int64_t x_stride,
+                           const float *g, int64_t n_panels, float *dw) {
+  for (int64_t run = w->run_ptr[strip]; run < w->run_ptr[strip + 1]; run++) {
+    const float *xs = x + (int64_t)w->run_start[run] * SPT_LANES;
+    int32_t k = 0;
+    for (; k + GRADIENT_COLUMNS <= w->run_len[run]; k += GRADIENT_COLUMNS) {
+      column_gradients(xs + k * SPT_LANES, x_stride, g, n_panels, dw, GRADIENT_COLUMNS);
+      dw += GRADIENT_COLUMNS * SPT_STRIP;
+    }
+    for (; k < w->run_len[run]; k++) {
+      column_gradients(xs + k * SPT_LANES, x_stride, g, n_panels, dw, 1);
+      dw += SPT_STRIP;
+    }
+  }
+}

@@ -1,0 +1,76 @@
+/* One SIMD register of floats at the width of the tier being compiled, and what intrinsics alone can
+ * say about it. Arithmetic is the compiler's own on vector types: a * b + c becomes an FMA. */
+#ifndef SPATILE_CPU_SIMD_VEC_H
+#define SPATILE_CPU_SIMD_VEC_H
+
+#include <immintrin.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "../half.h"
+#include "../tier.h"
+
+#if defined(__AVX512F__)
+#define VEC_WIDTH 16
+#define VEC_BYTES 64
+#elif defined(__AVX2__)
+#define VEC_WIDTH 8
+#define VEC_BYTES 32
+#else
+#error "simd/ is compiled with -mavx2 or -mavx512f"
+#endif
+
+typedef float vec __attribute__((vector_size(VEC_BYTES)));
+typedef float vec_unaligned __attribute__((vector_size(VEC_BYTES), aligned(4), may_alias));
+typedef int32_t vec_int __attribute__((vector_size(VEC_BYTES)));
+
+/* A panel's 16 lanes fill this many registers. */
+#define VECS SPT_LANES / VEC_WIDTH
+
+static inline vec vec_load(const float *p) { return *(const vec_unaligned *)p; }
+static inline void vec_store(float *p, vec v) { *(vec_unaligned *)p = v; }
+static inline vec vec_set(float value) { return value - (vec){0}; }
+
+#if VEC_WIDTH == 16
+static inline vec vec_max(vec a, vec b) { return (vec)_mm512_max_ps((__m512)a, (__m512)b); }
+static inline vec vec_min(vec a, vec b) { return (vec)_mm512_min_ps((__m512)a, (__m512)b); }
+static inline vec vec_sqrt(vec a) { return (vec)_mm512_sqrt_ps((__m512)a); }
+static inline float vec_sum(vec a) { return _mm512_reduce_add_ps((__m512)a); }
+static inline vec vec_round(vec a) {
+  return (vec)_mm512_roundscale_ps((__m512)a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+/* a * 2^n for a whole number n, with gradual underflow and overflow */
+static inline vec vec_scale2(vec a, vec n) { return (vec)_mm512_scalef_ps((__m512)a, (__m512)n); }
+static inline vec vec_load_f16(const uint16_t *p) {
+  return (vec)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+}
+static inline vec vec_load_bf16(const uint16_t *p) {
+  return (vec)_mm512_slli_epi32(
+      _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16);
+}
+#else
+static inline vec vec_max(vec a, vec b) { return (vec)_mm256_max_ps((__m256)a, (__m256)b); }
+static inline vec vec_min(vec a, vec b) { return (vec)_mm256_min_ps((__m256)a, (__m256)b); }
+static inline vec vec_sqrt(vec a) { return (vec)_mm256_sqrt_ps((__m256)a); }
+static inline float vec_sum(vec a) {
+  __m128 half = _mm_add_ps(_mm256_castps256_ps128((__m256)a), _mm256_extractf128_ps((__m256)a, 1));
+  half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+  return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
+}
+static inline vec vec_round(vec a) {
+  return (vec)_mm256_round_ps((__m256)a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+/* Two factors: 2^n alone leaves the exponent's range before a * 2^n does. |n| <= 250. */
+static inline vec vec_scale2(vec a, vec n) {
+  vec_int whole = (vec_int)_mm256_cvtps_epi32((__m256)n), half = whole >> 1;
+  return a * (vec)((half + 127) << 23) * (vec)((whole - half + 127) << 23);
+}
+static inline vec vec_load_f16(const uint16_t *p) {
+  return (vec)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
+}
+static inline vec vec_load_bf16(const uint16_t *p) {
+  return (vec)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16);
+}
+#endif
+
+#endif

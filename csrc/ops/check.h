@@ -1,0 +1,30 @@
+/* Validation shared by the ops: every message names op, argument, what was found and expected. */
+#ifndef SPATILE_OPS_CHECK_H
+#define SPATILE_OPS_CHECK_H
+
+#include "../backend.h"
+
+SPT_WARN_UNUSED spt_status spt_check_ndim(const char *op, const char *arg, const spt_tensor *t,
+                                          int ndim, spt_error *err);
+SPT_WARN_UNUSED spt_status spt_check_dim(const char *op, const char *arg, const spt_tensor *t,
+                                         int dim, int64_t expected, spt_error *err);
+/* float32, float16 or bfloat16 */
+SPT_WARN_UNUSED spt_status spt_check_storage(const char *op, const char *arg, const spt_tensor *t,
+                                             spt_error *err);
+SPT_WARN_UNUSED spt_status spt_check_dtype(const char *op, const char *arg, const spt_tensor *t,
+                                           spt_dtype expected, spt_error *err);
+SPT_WARN_UNUSED spt_status spt_check_writable(const char *op, const char *arg, const spt_tensor *t,
+                                              spt_error *err);
+/* An output's elements must each have an address of their own: no zero stride, no overlap. */
+SPT_WARN_UNUSED spt_status spt_check_output(const char *op, const char *arg, const spt_tensor *t,
+                                            spt_error *err);
+/* The backend has this slot; `slot` is NULL where it has not. */
+SPT_WARN_UNUSED spt_status spt_check_slot(const char *op, const spt_device *device, bool present,
+                                          spt_error *err);
+
+/* 2-D view of a checked tensor; `missing` (data NULL) for an absent one. */
+spt_matrix spt_matrix_of(const spt_tensor *t);
+spt_matrix spt_row_of(const spt_tensor *t); /* 1-D (n) as (1, n) */
+int64_t spt_element_count(const spt_tensor *t);
+
+#endif

@@ -1,0 +1,84 @@
+"""The caller's kind of array: results come back as what came in.
+
+NumPy arrays and CPU tensors of any library that speaks DLPack are read without a copy by the
+extension; here are only the questions that Python must answer: which kind it is, and how to make an
+empty one of the same kind.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+
+__all__ = ["Array", "check_out", "empty", "kind_of", "shape_of", "to_numpy"]
+
+Array = Any
+"""A NumPy array, or a CPU tensor that speaks DLPack (a torch tensor, for example)."""
+
+
+def kind_of(op: str, arg: str, x: Array) -> str:
+    """``"numpy"``, ``"torch"``, or the root module of another DLPack library.
+
+    Raises TypeError for what is no array, ValueError for a torch tensor that requires grad.
+    """
+    if isinstance(x, np.ndarray):
+        return "numpy"
+    root = type(x).__module__.partition(".")[0]
+    # Parameter and other tensor subclasses may live in another module.
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(x, torch.Tensor):
+        if x.requires_grad:
+            raise ValueError(
+                f"{op}: {arg} requires grad, expected a detached tensor "
+                f"(spatile.torch has the ops that autograd knows)"
+            )
+        if x.device.type != "cpu":
+            raise NotImplementedError(f"{op}: {arg} is on {x.device}, expected the CPU")
+        return "torch"
+    if hasattr(x, "__dlpack__"):
+        return root
+    raise TypeError(f"{op}: {arg} is a {type(x).__name__}, expected an array (NumPy or DLPack)")
+
+
+def shape_of(x: Array) -> tuple[int, ...]:
+    """The shape as a plain tuple."""
+    return tuple(int(n) for n in x.shape)
+
+
+def empty(like: Array, shape: tuple[int, ...], dtype: str | None = None) -> Array:
+    """An uninitialised array of the kind of ``like``; ``dtype`` a NumPy name, default like's own."""
+    if isinstance(like, np.ndarray):
+        return np.empty(shape, dtype=like.dtype if dtype is None else dtype)
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(like, torch.Tensor):
+        return torch.empty(shape, dtype=like.dtype if dtype is None else getattr(torch, dtype))
+    library = sys.modules[type(like).__module__.partition(".")[0]]
+    if not hasattr(library, "from_dlpack"):
+        raise NotImplementedError(f"results of kind {library.__name__} (it has no from_dlpack)")
+    name = str(like.dtype).rpartition(".")[2] if dtype is None else dtype
+    return library.from_dlpack(np.empty(shape, dtype=name))
+
+
+def to_numpy(op: str, arg: str, x: Array) -> np.ndarray[Any, Any]:
+    """A NumPy view of the array's memory (bfloat16 as ml_dtypes' type)."""
+    kind = kind_of(op, arg, x)
+    if kind == "numpy":
+        return np.asarray(x)
+    if kind == "torch" and str(x.dtype) == "torch.bfloat16":
+        import ml_dtypes
+
+        torch = sys.modules["torch"]
+        return np.asarray(x.view(torch.uint16).numpy().view(ml_dtypes.bfloat16))
+    return np.from_dlpack(x)
+
+
+def check_out(op: str, out: Array, like: Array, shape: tuple[int, ...]) -> Array:
+    """``out`` as given, once it has the shape and dtype that the op writes."""
+    kind_of(op, "out", out)
+    if shape_of(out) != shape:
+        raise ValueError(f"{op}: out.shape is {shape_of(out)}, expected {shape}")
+    if str(out.dtype).rpartition(".")[2] != str(like.dtype).rpartition(".")[2]:
+        raise TypeError(f"{op}: out.dtype is {out.dtype}, expected {like.dtype}")
+    return out
