@@ -41,7 +41,7 @@ class Sequence(NamedTuple):
 def visible_pairs(
     sq: int, sk: int, *, causal: bool = False, window: Window | None = None
 ) -> NDArray[np.bool_]:
-    """bool (sq, sk): which key each query sees. Both rules are aligned to the bottom right.
+    """Which key each query sees: bool (sq, sk). Both rules are aligned to the bottom right.
 
     >>> visible_pairs(2, 3, causal=True).astype(int).tolist()
     [[1, 1, 0], [1, 1, 1]]

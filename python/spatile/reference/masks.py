@@ -17,8 +17,10 @@ Mask = NDArray[np.bool_]
 
 
 def _keep(norms: Float, sizes: Float, sparsity: float) -> Mask:
-    """The keep mask of one scope unit, flat. The stable sort by falling score puts the earlier of
-    equals first, so cutting its tail keeps them."""
+    """The keep mask of one scope unit, flat.
+
+    The stable sort by falling score puts the earlier of equals first, so cutting its tail keeps it.
+    """
     scores = norms if len(set(sizes.tolist())) <= 1 else norms / np.sqrt(sizes)
     pruned = max(0, min(math.floor(sparsity * scores.size + 0.5), scores.size - 1))
     order = np.argsort(-scores, kind="stable")

@@ -1,0 +1,58 @@
+"""What all tests share: reproducible property tests, one torch thread, the CPU tiers to run on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+settings.register_profile("spatile", deadline=None, derandomize=True, max_examples=40)
+settings.load_profile("spatile")
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test that uses ``cpu_tier`` runs once per tier of this CPU.
+
+    Where SPATILE_CPU_TIER names one, on that alone.
+    """
+    if "cpu_tier" not in metafunc.fixturenames:
+        return
+    import spatile as sp
+
+    named = os.environ.get("SPATILE_CPU_TIER")
+    tiers = [named] if named else list(sp.info()["cpu"]["tiers"])
+    metafunc.parametrize("cpu_tier", tiers, indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
+def cpu_tier(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The tier in force while the test runs; the best one is in force again afterwards."""
+    import spatile as sp
+
+    sp.device._set_cpu_tier(request.param)
+    yield request.param
+    if "SPATILE_CPU_TIER" not in os.environ:
+        sp.device._set_cpu_tier(list(sp.info()["cpu"]["tiers"])[-1])
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of data sets that may be used but not committed; skips where it is absent."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"no data sets at {SHARED_DATA}")
+    return SHARED_DATA
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_torch_thread() -> None:
+    """Oracles need no speed, and two thread pools on two cores cost more than one."""
+    try:
+        import torch
+    except ImportError:
+        return
+    torch.set_num_threads(1)

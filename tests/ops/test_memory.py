@@ -1,0 +1,169 @@
+"""Memory, asked of every op: inputs as they were, no leak, no access beside an array."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import spatile as sp
+
+from .arrays import DTYPES
+from .calls import all_calls
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CALLS = list(all_calls())
+
+
+@pytest.mark.usefixtures("cpu_tier")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", CALLS)
+def test_inputs_are_unmodified(name: str, dtype: str) -> None:
+    call = all_calls(dtype)[name]
+    options = [x for x in call.options.values() if isinstance(x, np.ndarray)]
+    inputs = [x for n, x in enumerate(call.arrays) if n not in call.changes] + options
+    before = [x.tobytes() for x in inputs]
+    for x in inputs:
+        x.setflags(write=False)
+    call()
+    assert [x.tobytes() for x in inputs] == before
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_no_reference_is_kept_and_none_lost(name: str) -> None:
+    call = all_calls()[name]
+    objects = [*call.arrays, *call.options.values()]
+    call()
+    # Shared constants (small integers, dtypes) are counted by others too: arrays only.
+    arrays = [x for x in objects if isinstance(x, np.ndarray)]
+    before = [sys.getrefcount(x) for x in arrays]
+    for _ in range(20):
+        call()
+    assert [sys.getrefcount(x) for x in arrays] == before
+
+
+@pytest.mark.parametrize(
+    "op", ["linear", "attention", "softmax", "group_norms", "topk", "embedding"]
+)
+def test_a_refused_call_keeps_no_reference(op: str) -> None:
+    wrong = np.zeros((3, 3), np.complex64)
+    arguments = {
+        "linear": (wrong, wrong),
+        "attention": (wrong, wrong, wrong),
+        "topk": (wrong, 1),
+        "embedding": (wrong, wrong),
+    }.get(op, (wrong,))
+    options = {"pattern": "tile"} if op == "group_norms" else {}
+    before = sys.getrefcount(wrong)
+    for _ in range(20):
+        with pytest.raises((TypeError, ValueError)):
+            getattr(sp, op)(*arguments, **options)
+    assert sys.getrefcount(wrong) == before
+
+
+def run(code: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *sys.path]),
+        **variables,
+    }
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=REPOSITORY,
+        timeout=300,
+    )
+
+
+LEAK = """
+import gc, os
+from tests.ops.calls import all_calls
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+def repeat(call, n):
+    start = [x.copy() for x in call.arrays]
+    for _ in range(n):
+        for n_array in call.changes:
+            call.arrays[n_array][...] = start[n_array]
+        call()
+        try:
+            call(*(None for _ in call.arrays))
+        except (TypeError, ValueError):
+            pass
+
+for name, call in all_calls().items():
+    repeat(call, 200)
+    gc.collect()
+    before = resident()
+    repeat(call, 2000)
+    gc.collect()
+    print(f"{name}\\t{resident() - before}")
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="memory is read from /proc")
+def test_thousands_of_calls_leak_nothing() -> None:
+    """2000 calls of each op, each followed by a refused one, in a process of their own.
+
+    The smallest array of any call is 3 KB: losing one per call would show as 6 MB.
+    """
+    done = run(LEAK)
+    assert done.returncode == 0, done.stderr
+    growth = {name: int(size) for name, size in (x.split("\t") for x in done.stdout.splitlines())}
+    assert set(growth) == set(CALLS)
+    assert {name: size for name, size in growth.items() if size > 1 << 20} == {}
+
+
+BORDER = """
+import ctypes, mmap, sys
+import numpy as np
+from tests.ops.calls import all_calls
+
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+kept = []
+
+def at_border(x, end):
+    \"\"\"A copy of x that ends where (or begins after) memory that must not be touched.\"\"\"
+    page = mmap.PAGESIZE
+    pages = -(-x.nbytes // page)
+    memory = mmap.mmap(-1, (pages + 2) * page)
+    kept.append(memory)
+    base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    for forbidden in (0, pages + 1):
+        assert libc.mprotect(base + forbidden * page, page, 0) == 0
+    start = (pages + 1) * page - x.nbytes if end else page
+    copy = np.frombuffer(memory, x.dtype, x.size, start).reshape(x.shape)
+    copy[...] = x
+    return copy
+
+for dtype in ("float32", "float16", "bfloat16"):
+    for end in (True, False):
+        for name, call in all_calls(dtype).items():
+            print(name, dtype, "end" if end else "start", flush=True)
+            options = {
+                key: at_border(x, end) if isinstance(x, np.ndarray) else x
+                for key, x in call.options.items()
+            }
+            call._replace(options=options)(*(at_border(x, end) for x in call.arrays))
+print("all")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pages are protected through libc's mprotect")
+@pytest.mark.parametrize("tier", sp.info()["cpu"]["tiers"])
+def test_nothing_is_touched_beside_the_arrays(tier: str) -> None:
+    """Every array ends, then begins, at a page that kills the process when read or written."""
+    done = run(BORDER, SPATILE_CPU_TIER=tier)
+    last = done.stdout.splitlines()[-1:] or ["nothing"]
+    assert done.returncode == 0, f"died in: {last[0]}\n{done.stderr}"
+    assert last == ["all"]
