@@ -31,6 +31,82 @@ typedef struct spt_panel_csr {
   spt_activation activation;
 } spt_panel_csr;
 
+/* Dropout as Philox decides it (philox.h): the element (query i, key j) of one head. */
+typedef struct spt_attention_dropout {
+  uint32_t threshold; /* kept iff the element's word is at least this */
+  float kept_scale;   /* 1 / (1 - dropout) */
+  uint64_t seed;
+  uint32_t head, sequence;
+} spt_attention_dropout;
+
+/* Keys at a time where a row is not kept whole: 64 KiB of scores, and K and V of the chunk besides. */
+#define SPT_ATTENTION_CHUNK 1024
+
+/* out = softmax(scale q kT + added) v for one head and the queries in lanes [lane_begin, lane_end) of
+ * one panel, against the keys of one sequence.
+ *
+ * Keys are numbered from lane 0 of the first panel at k and v; the sequence is [key_begin, key_end),
+ * which may start and end inside a panel. Its key j below is the one at key_begin + j. Neither the
+ * other keys nor the other lanes count, whatever they hold, and nothing is written to other lanes: so
+ * blocks that share a panel may run at the same time. A query that sees no key gives 0, lse -inf. */
+typedef struct spt_attention_block {
+  const float *q;             /* (d, 16) */
+  const float *k, *v;         /* panels (d, 16), (dv, 16) */
+  int64_t k_stride, v_stride; /* floats from panel to panel */
+  int64_t d, dv;
+  int64_t key_begin, key_end;
+  int lane_begin, lane_end;
+  int64_t query;               /* of lane_begin, its place in the sequence (for dropout) */
+  int64_t first_key, last_key; /* the keys j that lane_begin's query sees, both included; each next
+                                  lane sees one key further. +-SPT_UNBOUNDED where nothing limits */
+  float scale;
+  const float *added; /* (key_end - key_begin, 16) bias, -inf hides the key; or NULL */
+  const spt_attention_dropout *dropout; /* or NULL */
+  float *scratch;                       /* spt_attention_scratch() floats */
+  float *out;                           /* (dv, 16) */
+  bool accumulate;                      /* add to out instead of writing it */
+  float *lse;                           /* (16) or NULL */
+  float *token_importance; /* (key_end - key_begin, 16) or NULL: each lane's probabilities are added;
+                              a key's importance is the sum of its 16. Rows are then kept whole */
+  float *head_importance;  /* one sum of |out| that is added to, or NULL */
+} spt_attention_block;
+
+#define SPT_UNBOUNDED (INT64_MAX / 4)
+
+/* Floats of scratch for a block of `keys` keys. */
+static inline int64_t spt_attention_scratch(int64_t d, int64_t dv, int64_t keys, bool importance) {
+  int64_t rows = keys + 2 * SPT_LANES; /* the first and the last panel may be partly foreign */
+  if (!importance && rows > SPT_ATTENTION_CHUNK) {
+    rows = SPT_ATTENTION_CHUNK;
+  }
+  return (d + dv + rows) * SPT_LANES;
+}
+
+/* The gradients of such a block, from the recomputed probabilities. The keys are [0, keys), lanes
+ * from `lanes` on hold zeros in q and grad, keys past the end hold zeros in k and v. */
+typedef struct spt_attention_backward_block {
+  const float *q, *grad;      /* (d, 16), (dv, 16): grad is the output's */
+  const float *k, *v;         /* panels (d, 16), (dv, 16) */
+  int64_t k_stride, v_stride; /* floats from panel to panel, for the gradients too */
+  int64_t d, dv, keys;
+  int lanes;
+  int64_t query, first_key, last_key; /* of lane 0, as above */
+  float scale;
+  const float *added;
+  const spt_attention_dropout *dropout;
+  const float *lse, *delta; /* (16); delta = sum of grad * out over features */
+  float *scratch;           /* spt_attention_backward_scratch() floats */
+  float *q_grad;            /* (d, 16), written */
+  float *k_grad, *v_grad;   /* panels, added to */
+  float *scores_grad;       /* (keys, 16), written; or NULL */
+} spt_attention_backward_block;
+
+#define SPT_ATTENTION_BACKWARD_CHUNK 128
+
+static inline int64_t spt_attention_backward_scratch(int64_t d) {
+  return (d + 4 * SPT_ATTENTION_BACKWARD_CHUNK) * SPT_LANES;
+}
+
 typedef struct spt_cpu_tier {
   const char *name;
 
@@ -50,6 +126,9 @@ typedef struct spt_cpu_tier {
    * g: (n rounded up to 16, 16) holds the strip's 16 rows for each token. */
   void (*strip_gradient)(const spt_strips *w, int64_t strip, const float *x, int64_t x_stride,
                          const float *g, int64_t n_panels, float *dw);
+
+  void (*attention_block)(const spt_attention_block *);
+  void (*attention_backward_block)(const spt_attention_backward_block *);
 } spt_cpu_tier;
 
 /* The tier in use; never NULL. */
