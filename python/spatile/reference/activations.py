@@ -53,10 +53,10 @@ def gelu(x: ArrayLike, *, approximate: str = "none") -> Float:
         if approximate == "none":
             if x64.size == 0:
                 return x64
-            return np.where(x64 == -np.inf, -0.0, 0.5 * x64 * (1.0 + _erf(x64 / math.sqrt(2.0))))
+            return np.asarray(0.5 * x64 * (1.0 + _erf(x64 / math.sqrt(2.0))))
         if approximate == "tanh":
             inner = math.sqrt(2.0 / math.pi) * (x64 + 0.044715 * x64**3)
-            return np.where(x64 == -np.inf, -0.0, 0.5 * x64 * (1.0 + np.tanh(inner)))
+            return np.asarray(0.5 * x64 * (1.0 + np.tanh(inner)))
     raise ValueError(f"gelu: approximate is {approximate!r}, expected 'none' or 'tanh'")
 
 
