@@ -6,12 +6,11 @@
 #include "half.h"
 #include "ops.h"
 #include "pool.h"
+#include "product.h"
 #include "scratch.h"
 #include "tier.h"
 
 #define CHUNK_PANELS 64 /* 1024 tokens at a time bound the workspace */
-#define BLOCK_PANELS 12 /* 192 tokens of 1024 features are 0.8 MB: one core's L2 */
-#define BLOCK_STRIPS 4
 
 static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -86,7 +85,6 @@ struct linear_job {
   float *x, *y, *residual;
   int64_t first_row; /* of the chunk */
   int64_t n_panels;  /* in the chunk */
-  int64_t strip_blocks;
 };
 
 static void pack_rows(void *context, int64_t panel, int worker) {
@@ -96,42 +94,6 @@ static void pack_rows(void *context, int64_t panel, int worker) {
   job->tier->panel_pack(job->x + panel * job->p->x.cols * SPT_LANES, &job->p->x, row);
   if (job->residual != NULL) {
     job->tier->panel_pack(job->residual + panel * job->p->y.cols * SPT_LANES, &job->p->residual, row);
-  }
-}
-
-static void multiply_block(void *context, int64_t task, int worker) {
-  (void)worker;
-  const struct linear_job *job = context;
-  int64_t panel = task / job->strip_blocks * BLOCK_PANELS;
-  int64_t panel_end = min64(panel + BLOCK_PANELS, job->n_panels);
-  int64_t block = task % job->strip_blocks;
-  int64_t x_stride = job->p->w.in * SPT_LANES, y_stride = job->p->w.out * SPT_LANES;
-  if (job->strips != NULL) {
-    spt_panel_linear panels = {.w = job->strips,
-                               .x = job->x,
-                               .y = job->y,
-                               .bias = job->bias,
-                               .residual = job->residual,
-                               .x_stride = x_stride,
-                               .y_stride = y_stride,
-                               .residual_stride = y_stride,
-                               .activation = job->p->activation};
-    int64_t strip = block * BLOCK_STRIPS;
-    job->tier->panel_linear(&panels, strip, min64(strip + BLOCK_STRIPS, job->strips->n_strips),
-                            panel, panel_end);
-  } else {
-    spt_panel_csr panels = {.w = job->p->w.csr,
-                            .x = job->x,
-                            .y = job->y,
-                            .bias = job->bias,
-                            .residual = job->residual,
-                            .x_stride = x_stride,
-                            .y_stride = y_stride,
-                            .residual_stride = y_stride,
-                            .activation = job->p->activation};
-    int64_t row = block * BLOCK_STRIPS * SPT_STRIP;
-    job->tier->panel_csr(&panels, row, min64(row + BLOCK_STRIPS * SPT_STRIP, job->p->w.out), panel,
-                         panel_end);
   }
 }
 
@@ -155,12 +117,21 @@ static float *load_row(const char *op, const spt_matrix *m, spt_status *status, 
 
 static void run_forward(struct linear_job *job) {
   int64_t n = job->p->x.rows;
-  int64_t units = job->strips != NULL ? job->strips->n_strips : ceil_div(job->p->w.out, SPT_STRIP);
-  job->strip_blocks = ceil_div(units, BLOCK_STRIPS);
+  int64_t x_stride = job->p->w.in * SPT_LANES, y_stride = job->p->w.out * SPT_LANES;
+  spt_panel_product product = {.strips = job->strips,
+                               .csr = job->p->w.csr,
+                               .x = job->x,
+                               .y = job->y,
+                               .bias = job->bias,
+                               .residual = job->residual,
+                               .x_stride = x_stride,
+                               .y_stride = y_stride,
+                               .residual_stride = y_stride,
+                               .activation = job->p->activation};
   for (job->first_row = 0; job->first_row < n; job->first_row += CHUNK_PANELS * SPT_LANES) {
     job->n_panels = min64(ceil_div(n - job->first_row, SPT_LANES), CHUNK_PANELS);
     spt_parallel_for(job->n_panels, pack_rows, job);
-    spt_parallel_for(ceil_div(job->n_panels, BLOCK_PANELS) * job->strip_blocks, multiply_block, job);
+    spt_product_run(&product, 0, spt_product_units(&product), job->n_panels);
     spt_parallel_for(job->n_panels, unpack_rows, job);
   }
 }

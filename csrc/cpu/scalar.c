@@ -1,6 +1,7 @@
 /* The scalar tier: every kernel as its definition reads, compiled without vectorisation. It is what
  * another processor family runs, and the second oracle of the tests. */
 #include "scalar/linear.h"
+#include "scalar/panel_layer_norm.h"
 #include "scalar/panel.h"
 
 const spt_cpu_tier spt_cpu_tier_scalar = {

@@ -14,22 +14,16 @@
 
 #define SPT_LANES 16
 
-/* y = act(w · x + bias) + residual on panels. Panel p of x starts at x + p * x_stride, and so on. */
-typedef struct spt_panel_linear {
-  const spt_strips *w;
+/* y = act(w · x + bias) + residual on panels, w being strips or CSR. Panel p of x starts at
+ * x + p * x_stride, and so on. */
+typedef struct spt_panel_product {
+  const spt_strips *strips;
+  const spt_csr *csr;
   const float *x, *bias, *residual; /* bias by output row; bias and residual may be NULL */
   float *y;
   int64_t x_stride, y_stride, residual_stride; /* floats from panel to panel */
   spt_activation activation;
-} spt_panel_linear;
-
-typedef struct spt_panel_csr {
-  const spt_csr *w;
-  const float *x, *bias, *residual;
-  float *y;
-  int64_t x_stride, y_stride, residual_stride;
-  spt_activation activation;
-} spt_panel_csr;
+} spt_panel_product;
 
 /* Dropout as Philox decides it (philox.h): the element (query i, key j) of one head. */
 typedef struct spt_attention_dropout {
@@ -115,9 +109,9 @@ typedef struct spt_cpu_tier {
   void (*panel_pack)(float *panel, const spt_matrix *m, int64_t row);
   void (*panel_unpack)(const spt_matrix *m, int64_t row, const float *panel);
 
-  void (*panel_linear)(const spt_panel_linear *, int64_t strip_begin, int64_t strip_end,
+  void (*panel_linear)(const spt_panel_product *, int64_t strip_begin, int64_t strip_end,
                        int64_t panel_begin, int64_t panel_end);
-  void (*panel_csr)(const spt_panel_csr *, int64_t row_begin, int64_t row_end, int64_t panel_begin,
+  void (*panel_csr)(const spt_panel_product *, int64_t row_begin, int64_t row_end, int64_t panel_begin,
                     int64_t panel_end);
 
   /* dx += wᵀ · g for one panel: g has w->out features, dx has w->in. */
@@ -126,6 +120,10 @@ typedef struct spt_cpu_tier {
    * g: (n rounded up to 16, 16) holds the strip's 16 rows for each token. */
   void (*strip_gradient)(const spt_strips *w, int64_t strip, const float *x, int64_t x_stride,
                          const float *g, int64_t n_panels, float *dw);
+
+  /* LayerNorm of each lane over the panel's features, in place. */
+  void (*panel_layer_norm)(float *panel, int64_t features, const float *weight, const float *bias,
+                           float eps);
 
   void (*attention_block)(const spt_attention_block *);
   void (*attention_backward_block)(const spt_attention_backward_block *);

@@ -26,9 +26,9 @@ static void finish_row(float *y, const float *sum, const float *residual, float 
   }
 }
 
-static void panel_linear(const spt_panel_linear *p, int64_t strip_begin, int64_t strip_end,
+static void panel_linear(const spt_panel_product *p, int64_t strip_begin, int64_t strip_end,
                          int64_t panel_begin, int64_t panel_end) {
-  const spt_strips *w = p->w;
+  const spt_strips *w = p->strips;
   for (int64_t strip = strip_begin; strip < strip_end; strip++) {
     for (int64_t panel = panel_begin; panel < panel_end; panel++) {
       for (int r = 0; r < SPT_STRIP; r++) {
@@ -55,9 +55,9 @@ static void panel_linear(const spt_panel_linear *p, int64_t strip_begin, int64_t
   }
 }
 
-static void panel_csr(const spt_panel_csr *p, int64_t row_begin, int64_t row_end,
+static void panel_csr(const spt_panel_product *p, int64_t row_begin, int64_t row_end,
                       int64_t panel_begin, int64_t panel_end) {
-  const spt_csr *w = p->w;
+  const spt_csr *w = p->csr;
   for (int64_t row = row_begin; row < row_end; row++) {
     for (int64_t panel = panel_begin; panel < panel_end; panel++) {
       float sum[SPT_LANES] = {0};

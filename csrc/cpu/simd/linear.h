@@ -13,10 +13,10 @@
 #define LINEAR_PANELS 1
 #endif
 
-static inline __attribute__((always_inline)) void strip_product(const spt_panel_linear *p,
+static inline __attribute__((always_inline)) void strip_product(const spt_panel_product *p,
                                                                 int64_t strip, int first_row,
                                                                 int64_t panel, const int panels) {
-  const spt_strips *w = p->w;
+  const spt_strips *w = p->strips;
   vec sum[LINEAR_ROWS][LINEAR_PANELS * VECS];
 #pragma GCC unroll 16
   for (int r = 0; r < LINEAR_ROWS; r++) {
@@ -73,7 +73,7 @@ static inline __attribute__((always_inline)) void strip_product(const spt_panel_
   }
 }
 
-static void panel_linear(const spt_panel_linear *p, int64_t strip_begin, int64_t strip_end,
+static void panel_linear(const spt_panel_product *p, int64_t strip_begin, int64_t strip_end,
                          int64_t panel_begin, int64_t panel_end) {
   for (int64_t strip = strip_begin; strip < strip_end; strip++) {
     int64_t panel = panel_begin;
@@ -98,9 +98,9 @@ static void panel_linear(const spt_panel_linear *p, int64_t strip_begin, int64_t
   }
 }
 
-static void panel_csr(const spt_panel_csr *p, int64_t row_begin, int64_t row_end,
+static void panel_csr(const spt_panel_product *p, int64_t row_begin, int64_t row_end,
                       int64_t panel_begin, int64_t panel_end) {
-  const spt_csr *w = p->w;
+  const spt_csr *w = p->csr;
   for (int64_t row = row_begin; row < row_end; row++) {
     vec bias = vec_set(p->bias != NULL ? p->bias[row] : 0.0f);
     /* 8 registers of independent sums hide the FMA's latency. */
