@@ -7,7 +7,7 @@ and GPT-2 (``h.N``, whose Conv1D holds (in, out) with Q, K and V fused into one 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -153,7 +153,10 @@ def model_shape(config: Any) -> ModelShape:
     Raises ValueError for a model type other than bert, roberta, distilbert and gpt2, and for a
     configuration that lacks a size.
     """
-    get = config.get if isinstance(config, Mapping) else lambda key: getattr(config, key, None)
+
+    def get(key: str) -> Any:
+        return config.get(key) if isinstance(config, Mapping) else getattr(config, key, None)
+
     model_type = get("model_type")
     if model_type not in _LAYERS:
         raise ValueError(
@@ -176,7 +179,7 @@ def model_shape(config: Any) -> ModelShape:
     return ModelShape(hidden, heads, layers)
 
 
-def _size(get: Any, *spellings: str) -> int:
+def _size(get: Callable[[str], Any], *spellings: str) -> int:
     for spelling in spellings:
         value = get(spelling)
         if isinstance(value, int) and value > 0:

@@ -270,5 +270,5 @@ def _field(data: Mapping[str, Any], key: str, source: str) -> list[Any]:
     value = data.get(key)
     if not isinstance(value, list):
         # The file is damaged; the caller passed nothing of a wrong type.
-        raise ValueError(f"{source}: {key} is {value!r}, expected a list")  # noqa: TRY004
+        raise ValueError(f"{source}: {key} is {value!r}, expected a list")
     return value

@@ -26,8 +26,9 @@ class Stages:
 
     Raises ValueError for a negative or non-finite length and a ramp outside [0, 1].
 
-    >>> Stages(dense=1, reweighted=2, retrain=1).resolve(steps_per_epoch=10, max_steps=40)
-    StageSteps(dense_end=10, reweighted_end=30, total=40, milestones=(10, 15, 20, 25), ramp_steps=10)
+    >>> steps = Stages(dense=1, reweighted=2, retrain=1).resolve(steps_per_epoch=9, max_steps=36)
+    >>> steps.dense_end, steps.reweighted_end, steps.milestones
+    (9, 27, (9, 14, 19, 24))
     """
 
     dense: float
@@ -74,8 +75,10 @@ class Stages:
                     f"(retrain=None takes what is left)"
                 )
         length = reweighted_end - dense_end
-        every = length / 4 if self.reweight_every is None else self.reweight_every * scale
-        every = max(1, round(every))
+        if self.reweight_every is None:
+            every = max(1, -(-length // 4))
+        else:
+            every = max(1, round(self.reweight_every * scale))
         return StageSteps(
             dense_end,
             reweighted_end,

@@ -5,6 +5,7 @@ Source of the procedure: E.T. (SC 2021).
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +23,7 @@ from spatile.torch.resume import find_state
 __all__ = ["PruningCallback"]
 
 
-class PruningCallback(TrainerCallback):
+class PruningCallback(TrainerCallback):  # type: ignore[misc]
     """Prunes the model of a ``Trainer`` while it trains, with nothing else to write::
 
         plan = Plan.attention_aware(model.config, sparsity=0.5)
@@ -30,7 +31,7 @@ class PruningCallback(TrainerCallback):
         Trainer(model, args, train_dataset=data, callbacks=[pruning]).train()
 
     ``strength`` is the penalty's full λ, reached by the ramp of ``stages``. ``"auto"`` takes the
-    one that would take the fraction ``shrink`` off the groups at the edge of being pruned
+    one that takes at most the fraction ``shrink`` off the groups at the edge of being pruned
     (:meth:`Pruner.strength_for`), from the norms and learning rates of the run. ``method``,
     ``eps`` and ``scope`` are :class:`Pruner`'s.
 
@@ -63,8 +64,8 @@ class PruningCallback(TrainerCallback):
     ) -> None:
         if strength != "auto" and not (isinstance(strength, (int, float)) and strength >= 0):
             raise ValueError(f"PruningCallback: strength is {strength!r}, expected ≥ 0 or 'auto'")
-        if not shrink > 0:
-            raise ValueError(f"PruningCallback: shrink is {shrink}, expected a positive fraction")
+        if not 0 < shrink <= 1:
+            raise ValueError(f"PruningCallback: shrink is {shrink}, expected a fraction in (0, 1]")
         self.plan = plan
         self.stages = stages
         self.strength = strength
@@ -228,7 +229,7 @@ class PruningCallback(TrainerCallback):
         if step in steps.milestones:
             self._reweight(step)
         if step == steps.dense_end and step < steps.reweighted_end and self.strength == "auto":
-            total_lr = _total_learning_rate(pruner, steps, scheduler)
+            total_lr = _total_learning_rate(pruner.optimizer, steps, scheduler)
             self._full_strength = pruner.strength_for(self.shrink, total_lr)
             self._history["strength"] = self._full_strength
         if step != steps.reweighted_end:
@@ -278,14 +279,14 @@ class PruningCallback(TrainerCallback):
 
 def _steps_per_epoch(args: TrainingArguments, state: TrainerState, dataloader: Any) -> float:
     if args.max_steps <= 0:
-        return state.max_steps / args.num_train_epochs
+        return float(state.max_steps / args.num_train_epochs)
     try:
-        batches = len(dataloader)
+        batches = float(len(dataloader))
     except TypeError:
         raise ValueError(
             "stages: unit is 'epochs', but the data has no length; expected unit='steps'"
         ) from None
-    return max(1, -(-batches // args.gradient_accumulation_steps))
+    return max(1.0, math.ceil(batches / args.gradient_accumulation_steps))
 
 
 def _unscale(optimizer: Any) -> None:
@@ -300,19 +301,12 @@ def _unscale(optimizer: Any) -> None:
             raise
 
 
-def _total_learning_rate(pruner: Pruner, steps: StageSteps, scheduler: Any) -> float:
+def _total_learning_rate(optimizer: Any, steps: StageSteps, scheduler: Any) -> float:
     """Σ learning rate × ramp over the reweighted stage, from the schedule where it can be asked."""
-    if pruner.optimizer is None:
-        raise ValueError("PruningCallback: strength 'auto' needs the Trainer's optimizer")
-    now = float(pruner.optimizer.param_groups[0]["lr"])
+    now = float(optimizer.param_groups[0]["lr"])
     lambdas = getattr(scheduler, "lr_lambdas", None)
-    total = 0.0
+    total: float = 0.0
     for step in range(steps.dense_end, steps.reweighted_end):
-        lr = scheduler.base_lrs[0] * lambdas[0](step) if lambdas else now
+        lr = float(scheduler.base_lrs[0] * lambdas[0](step)) if lambdas else now
         total += lr * steps.strength_factor(step)
-    if not total > 0:
-        raise ValueError(
-            "PruningCallback: the learning rate is 0 throughout the reweighted stage, "
-            "expected a positive one"
-        )
     return total

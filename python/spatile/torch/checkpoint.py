@@ -38,7 +38,7 @@ class SavedState:
 
 
 def write_state(folder: Path, state: SavedState) -> None:
-    """Write both files into ``folder``, each whole or not at all. Raises OSError naming the file."""
+    """Write both files into ``folder``, each whole or not at all; OSError names the file."""
     flat = {
         f"{kind}/{name}": tensor.detach().cpu().contiguous()
         for kind, named in state.tensors.items()

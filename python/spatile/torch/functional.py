@@ -15,9 +15,9 @@ __all__ = ["attention", "linear"]
 Window = tuple[int | None, int | None]
 
 
-class _Attention(Function):
+class _Attention(Function):  # type: ignore[misc]
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         q: torch.Tensor,
         k: torch.Tensor,
@@ -34,8 +34,8 @@ class _Attention(Function):
         return out
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         q, k, v, bias, out, lse = ctx.saved_tensors
         grads = ops.attention_backward(
             grad.detach(),
@@ -97,9 +97,9 @@ def attention(
     return out
 
 
-class _Linear(Function):
+class _Linear(Function):  # type: ignore[misc]
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
         ctx.save_for_backward(x, w)
@@ -109,8 +109,8 @@ class _Linear(Function):
         return out
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, w = ctx.saved_tensors
         need = tuple(
             name

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from spatile import ops
+from spatile.patterns import Pattern
 from spatile.sparsity import Plan, PlannedMatrix
 from spatile.sparsity.plan import check_sparsity
 from spatile.torch.distributed import broadcast_from_first
@@ -123,16 +124,15 @@ class Pruner:
 
     def norms(self) -> dict[str, torch.Tensor]:
         """Matrix name → L2 norms of its groups, float32."""
-        return {
-            m.name: ops.group_norms(self.weight(m), pattern=m.pattern) for m in self._matrices
-        }
+        return {m.name: ops.group_norms(self.weight(m), pattern=m.pattern) for m in self._matrices}
 
     def penalty(self) -> float:
         """λ·Σ β‖W_g‖₂ over all planned matrices; β = 1 before :meth:`reweight`."""
-        return self._strength * sum(
-            ops.group_lasso(self.weight(m), pattern=m.pattern, beta=self._beta.get(m.name))
-            for m in self._matrices
-        )
+        total = 0.0
+        for m in self._matrices:
+            beta = self._beta.get(m.name)
+            total += ops.group_lasso(self.weight(m), pattern=m.pattern, beta=beta)
+        return self._strength * total
 
     def reweight(self) -> None:
         """Compute β from the current norms. It stays fixed until the next call."""
@@ -191,9 +191,10 @@ class Pruner:
         """Drop the groups of lowest norm, now and for good; returns the masks.
 
         ``sparsity`` replaces the plan's for every matrix; ``scope`` the one given at construction.
-        ``"global"`` ranks together all matrices that share a sparsity. ``"row-balanced"`` means
-        every row of groups loses the same share; a pattern with one group per row has no such
-        rows, and is ranked per matrix. Raises ValueError for weights that are NaN or infinite.
+        ``"global"`` ranks together all matrices that share a pattern and a sparsity.
+        ``"row-balanced"`` means every row of groups loses the same share; a pattern with one group
+        per row has no such rows, and is ranked per matrix. Raises ValueError for weights that are NaN
+        or infinite.
         """
         masks = self.choose_masks(sparsity, scope=scope)
         different = broadcast_from_first(list(masks.values()))
@@ -233,13 +234,20 @@ class Pruner:
         return {m.name: masks[m.name] for m in self._matrices}
 
     def strength_for(self, shrink: float, total_lr: float) -> float:
-        """The λ that would take the fraction ``shrink`` off a group at the edge of being pruned.
+        """The λ that takes at most the fraction ``shrink`` off a group at the pruning's edge.
 
-        That is, off the group whose norm is at its matrix's sparsity quantile, over steps whose
-        learning rates (times any ramp) sum to ``total_lr``, with β as it is now and no resistance
-        from the loss: λ = shrink·‖W_g‖/(β_g·total_lr), the median over matrices. A place to start
-        from: the right λ is the largest that accuracy stands.
+        That is, off the group whose norm n is at its matrix's sparsity quantile, over steps whose
+        learning rates (times any ramp) sum to ``total_lr``, where the loss does not resist. With β
+        refreshed all the time, n falls as dn = −λη/n, so λ = (1 − (1 − shrink)²)/2 · n/(β·total_lr)
+        for the β of now; the median over matrices is taken. β that lags takes less. A place to
+        start from: the right λ is the largest that accuracy stands.
+
+        Raises ValueError for a ``shrink`` outside (0, 1] and a ``total_lr`` that is not positive.
         """
+        if not 0.0 < shrink <= 1.0:
+            raise ValueError(f"Pruner: shrink is {shrink}, expected a fraction in (0, 1]")
+        if not total_lr > 0.0:
+            raise ValueError(f"Pruner: total_lr is {total_lr}, expected a positive number")
         self._ensure_beta()
         edges = []
         for m in self._matrices:
@@ -247,7 +255,7 @@ class Pruner:
             fraction = (norm / self._beta[m.name]).flatten()
             rank = min(fraction.numel(), math.floor(m.sparsity * fraction.numel()) + 1)
             edges.append(fraction.kthvalue(rank).values)
-        return shrink * float(torch.stack(edges).median()) / total_lr
+        return (1 - (1 - shrink) ** 2) / 2 * float(torch.stack(edges).median()) / total_lr
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs besides the weights; tensors are not copied."""
@@ -310,7 +318,8 @@ class Pruner:
             raise ValueError("Pruner: after_step needs lr, or an optimizer given to the Pruner")
         # A frozen parameter is in no group; it takes no step, so it takes no proximal step either.
         rates = {
-            id(p): float(group["lr"]) for group in self.optimizer.param_groups
+            id(p): float(group["lr"])
+            for group in self.optimizer.param_groups
             for p in group["params"]
         }
         return lambda parameter: rates.get(id(parameter), 0.0)
@@ -330,12 +339,16 @@ class Pruner:
             pending.sub_(step)
 
     def _pools(self, scope: Scope) -> list[list[PlannedMatrix]]:
-        """Matrices ranked together: all of one sparsity, or each alone."""
+        """Matrices ranked together: all of one pattern and sparsity, or each alone.
+
+        Patterns don't mix, for then a row and a tile would count alike, and the share of groups
+        pruned would say nothing about the share of weights.
+        """
         if scope != "global":
             return [[m] for m in self._matrices]
-        pools: dict[float, list[PlannedMatrix]] = {}
+        pools: dict[tuple[Pattern, float], list[PlannedMatrix]] = {}
         for m in self._matrices:
-            pools.setdefault(m.sparsity, []).append(m)
+            pools.setdefault((m.pattern, m.sparsity), []).append(m)
         return list(pools.values())
 
 

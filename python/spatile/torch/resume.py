@@ -54,9 +54,8 @@ def _candidates(args: TrainingArguments, state: TrainerState) -> list[Path]:
     folders: list[Path] = []
     for place in places:
         if isinstance(place, (str, os.PathLike)) and Path(place).is_dir():
-            if Path(place) not in folders:
-                folders.append(Path(place))
-    return folders
+            folders.append(Path(place))
+    return list(dict.fromkeys(folders))
 
 
 def _resumed_folder() -> object:
