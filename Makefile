@@ -1,0 +1,92 @@
+# make demo      install what the demo needs, then prune a classifier on data/qa and report
+# make test      install what the tests need, then run them all
+# make install   everything, the demo's weights too
+# make lint · make bench · make test-sanitize · make test-scalar · make clean · make distclean
+PYTHON ?= python3
+VENV ?= .venv
+DEMO_RUN ?= demo-run
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/stamps
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+CORE_SOURCES := $(shell find csrc -name '*.[ch]') CMakeLists.txt pyproject.toml constraints.txt
+FORMATTED := $(filter csrc/%,$(CORE_SOURCES))
+
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.PHONY: demo test install lint format bench test-sanitize test-scalar clean distclean
+
+demo: $(STAMPS)/demo
+	$(BIN)/python -m spatile --help > /dev/null
+
+test: $(STAMPS)/test
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+install: $(STAMPS)/test $(STAMPS)/lint
+
+lint: $(STAMPS)/test $(STAMPS)/lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(FORMATTED)
+
+format: $(STAMPS)/lint
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(FORMATTED)
+
+bench: $(STAMPS)/demo
+	for b in linear attention encoder regularizer; do $(BIN)/python -m benchmarks.$$b || exit 1; done
+
+# ---- the environment ---------------------------------------------------------------------------
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(STAMPS)/build-tools: constraints.txt | $(BIN)/python
+	$(PIP) install -c constraints.txt scikit-build-core cmake ninja numpy
+	@mkdir -p $(STAMPS) && touch $@
+
+# Editable: a changed Python file is in force at once, a changed C file when make runs next.
+$(STAMPS)/core: $(STAMPS)/build-tools $(CORE_SOURCES)
+	PATH="$(abspath $(BIN)):$$PATH" $(PIP) install --no-build-isolation --no-deps -e .
+	@touch $@
+
+$(STAMPS)/demo $(STAMPS)/test $(STAMPS)/lint: $(STAMPS)/%: pyproject.toml constraints.txt | $(STAMPS)/core
+	PATH="$(abspath $(BIN)):$$PATH" $(PIP) install --no-build-isolation -c constraints.txt -e '.[$*]'
+	@touch $@
+
+# The order-only prerequisite above installs the core first; these also follow its changes.
+demo test install lint bench: $(STAMPS)/core
+
+# ---- the ops on other builds of the core -------------------------------------------------------
+# Each has an environment of its own that sees .venv's packages but not its spatile (a path file
+# adds a folder without reading the path files in it, and so without the editable install).
+
+build/sanitize/stamp: DEFINES := -C cmake.define.SPATILE_SANITIZE=ON -C cmake.build-type=RelWithDebInfo
+build/scalar/stamp: DEFINES := -C cmake.define.SPATILE_SCALAR_ONLY=ON
+build/sanitize/stamp build/scalar/stamp: build/%/stamp: $(STAMPS)/test $(CORE_SOURCES) $(shell find python -name '*.py')
+	rm -rf build/$*/venv
+	$(BIN)/python -m venv --without-pip build/$*/venv
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	  > "$$(build/$*/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth"
+	PATH="$(abspath $(BIN)):$$PATH" $(PIP) install --no-build-isolation --no-deps --ignore-installed \
+	  --prefix build/$*/venv -C build-dir=build/$*/cmake -C cmake.define.SPATILE_WERROR=ON $(DEFINES) .
+	@touch $@
+
+# Python itself keeps memory until it exits, so leaks are tested by the suite and not here.
+test-sanitize: build/sanitize/stamp
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	  LD_PRELOAD="$$($${CC:-cc} -print-file-name=libasan.so)" \
+	  build/sanitize/venv/bin/python -m pytest tests/ops $(PYTEST_ARGS)
+
+test-scalar: build/scalar/stamp
+	build/scalar/venv/bin/python -m pytest tests/ops $(PYTEST_ARGS)
+
+clean:
+	rm -rf build dist $(DEMO_RUN) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.git/*' -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)
