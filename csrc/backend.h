@@ -6,6 +6,7 @@
 #ifndef SPATILE_BACKEND_H
 #define SPATILE_BACKEND_H
 
+#include "encoder.h"
 #include "spatile.h"
 
 #define SPT_BACKEND_ABI 1
@@ -40,6 +41,129 @@ typedef struct spt_linear_backward_problem {
   spt_matrix dx, dw, dbias; /* data NULL where not wanted */
 } spt_linear_backward_problem;
 
+/* A matrix and its grid of groups. 1 <= group_rows <= max(1, w.rows), and so for the columns. */
+typedef struct spt_grid {
+  spt_matrix w;
+  int64_t group_rows, group_cols;
+  int64_t down, across; /* groups along rows and columns: the shape of what is per group */
+} spt_grid;
+
+typedef struct spt_group_norms_problem {
+  spt_grid grid;
+  spt_matrix norms;
+} spt_group_norms_problem;
+
+typedef struct spt_group_beta_problem {
+  spt_grid grid;
+  spt_matrix beta;
+  double eps;
+} spt_group_beta_problem;
+
+typedef struct spt_group_lasso_problem {
+  spt_grid grid;
+  spt_matrix beta; /* or data NULL */
+  double *penalty;
+} spt_group_lasso_problem;
+
+typedef struct spt_group_lasso_grad_problem {
+  spt_grid grid;
+  spt_matrix beta; /* or data NULL */
+  spt_matrix grad;
+  double strength;
+  bool add;
+} spt_group_lasso_grad_problem;
+
+typedef struct spt_group_shrink_problem {
+  spt_grid grid;
+  spt_matrix beta; /* or data NULL */
+  double strength;
+} spt_group_shrink_problem;
+
+typedef struct spt_apply_mask_problem {
+  spt_grid grid;
+  spt_matrix mask;
+} spt_apply_mask_problem;
+
+typedef struct spt_expand_mask_problem {
+  spt_grid grid; /* of the expanded mask */
+  spt_matrix mask;
+} spt_expand_mask_problem;
+
+/* Weights that are not finite are this slot's to refuse. */
+typedef struct spt_prune_mask_problem {
+  const spt_grid *grids;
+  const spt_matrix *masks;
+  int64_t n_matrices;
+  double sparsity;
+  spt_prune_scope scope;
+} spt_prune_mask_problem;
+
+/* The tensors of one row problem have one shape but for the last axis; axes before it are merged
+ * where all of them allow it, so that plain arrays are 2-D. */
+typedef struct spt_layer_norm_problem {
+  spt_tensor x, y, residual;   /* residual: or data NULL */
+  spt_matrix weight, bias;     /* (1, n) */
+  float eps;
+} spt_layer_norm_problem;
+
+typedef struct spt_gelu_problem {
+  spt_tensor x, y;
+  spt_activation activation; /* SPT_ACT_GELU or SPT_ACT_GELU_TANH */
+} spt_gelu_problem;
+
+typedef struct spt_softmax_problem {
+  spt_tensor x, y;
+} spt_softmax_problem;
+
+/* ids (..., 1): an id outside the table is this slot's to refuse. `shape` is as the caller knows it,
+ * for the message. */
+typedef struct spt_embedding_problem {
+  spt_tensor ids, rows;
+  spt_matrix table;
+  const spt_tensor *shape;
+} spt_embedding_problem;
+
+/* Sequences as in spt_topk_args; NaN is this slot's to refuse. */
+typedef struct spt_topk_problem {
+  spt_tensor scores, values, indices;
+  int64_t k;
+  const int64_t *offsets, *counts;
+  int64_t n_sequences;
+} spt_topk_problem;
+
+/* Heads of token vectors in memory: strides in elements. Sequence n starts at n * sequence where
+ * batched; packed arrays have one sequence stride of 0 and the offsets of the problem. */
+typedef struct spt_heads {
+  void *data; /* NULL where absent */
+  spt_dtype dtype;
+  int64_t sequence, token, head, feature;
+} spt_heads;
+
+#define SPT_UNBOUNDED (INT64_MAX / 4)
+
+typedef struct spt_attention_problem {
+  int64_t sequences, heads, kv_heads, d, dv;
+  int64_t queries, keys;                 /* of each sequence, where batched */
+  const int64_t *q_offsets, *kv_offsets; /* (sequences + 1) where packed, else NULL */
+  const int64_t *lengths;                /* (sequences) or NULL: rows from there on do not count */
+  spt_heads q, k, v, out;
+  spt_heads lse;              /* float32, feature stride unused */
+  spt_heads token_importance; /* float32, sequence and token strides */
+  spt_heads head_importance;  /* float32, sequence and head strides */
+  spt_tensor mask, bias;      /* (sequences, heads, queries, keys), strides 0 where broadcast */
+  int64_t left, right;        /* query i sees keys i + keys - queries - left to ... + right */
+  float scale;
+  double dropout;
+  uint64_t seed;
+} spt_attention_problem;
+
+/* out and lse of `forward` are read. Gradients have data NULL where not wanted. */
+typedef struct spt_attention_backward_problem {
+  spt_attention_problem forward;
+  spt_heads grad, dq, dk, dv;
+  spt_tensor dbias; /* the bias's own shape: 1 where it was broadcast */
+} spt_attention_backward_problem;
+
 typedef struct spt_backend {
   uint32_t abi_version; /* SPT_BACKEND_ABI */
   uint32_t size;        /* sizeof(spt_backend) as the backend was built */
@@ -47,6 +171,29 @@ typedef struct spt_backend {
 
   spt_status (*linear)(void *state, const spt_linear_problem *, spt_error *);
   spt_status (*linear_backward)(void *state, const spt_linear_backward_problem *, spt_error *);
+  spt_status (*attention)(void *state, const spt_attention_problem *, spt_error *);
+  spt_status (*attention_backward)(void *state, const spt_attention_backward_problem *,
+                                   spt_error *);
+
+  spt_status (*group_norms)(void *state, const spt_group_norms_problem *, spt_error *);
+  spt_status (*group_beta)(void *state, const spt_group_beta_problem *, spt_error *);
+  spt_status (*group_lasso)(void *state, const spt_group_lasso_problem *, spt_error *);
+  spt_status (*group_lasso_grad)(void *state, const spt_group_lasso_grad_problem *, spt_error *);
+  spt_status (*group_shrink)(void *state, const spt_group_shrink_problem *, spt_error *);
+  spt_status (*apply_mask)(void *state, const spt_apply_mask_problem *, spt_error *);
+  spt_status (*expand_mask)(void *state, const spt_expand_mask_problem *, spt_error *);
+  spt_status (*prune_mask)(void *state, const spt_prune_mask_problem *, spt_error *);
+
+  spt_status (*layer_norm)(void *state, const spt_layer_norm_problem *, spt_error *);
+  spt_status (*gelu)(void *state, const spt_gelu_problem *, spt_error *);
+  spt_status (*softmax)(void *state, const spt_softmax_problem *, spt_error *);
+  spt_status (*embedding)(void *state, const spt_embedding_problem *, spt_error *);
+  spt_status (*topk)(void *state, const spt_topk_problem *, spt_error *);
+
+  /* A compiled encoder. The model outlives what create makes; forward is thread-safe. */
+  spt_status (*encoder_create)(void *state, const spt_encoder_model *, void **encoder, spt_error *);
+  spt_status (*encoder_forward)(void *encoder, const spt_encoder_run *, spt_error *);
+  void (*encoder_free)(void *encoder);
 } spt_backend;
 
 struct spt_device {

@@ -39,6 +39,9 @@ SPT_PY_DECLARE(linear_backward);
 SPT_PY_DECLARE(strips);
 SPT_PY_DECLARE(csr);
 
+/* Adds the type Encoder (encoder.c). */
+int spt_py_add_encoder(PyObject *module);
+
 /* Runs an op without the GIL. */
 #define SPT_PY_CALL(status, call)  \
   do {                             \

@@ -63,9 +63,8 @@ static PyMethodDef methods[] = {
 };
 
 static int execute(PyObject *module) {
-  (void)module;
   import_array1(-1);
-  return 0;
+  return spt_py_add_encoder(module);
 }
 
 static PyModuleDef_Slot slots[] = {

@@ -1,0 +1,70 @@
+/* encoder.h: a whole post-LayerNorm encoder (BERT, DistilBERT, RoBERTa) as one call.
+ *
+ * The caller compiles a checkpoint and a pruning plan into the tables below (pruned heads, rows and
+ * columns already gone, tiles packed as strips) and keeps them alive and unchanged. A run takes
+ * packed tokens: the sequences of a batch back to back, no padding anywhere. */
+#ifndef SPATILE_ENCODER_H
+#define SPATILE_ENCODER_H
+
+#include "spatile.h"
+
+/* One product: strips or CSR, and a bias by output row (NULL: none). */
+typedef struct spt_encoder_matrix {
+  const spt_strips *strips;
+  const spt_csr *csr;
+  const float *bias;
+} spt_encoder_matrix;
+
+/* q_row, k_row, v_row: (n_heads) first output row of each head in qkv; Q's rows come before all
+ * others, and in a strip form Q's strips do too. v_width: (n_heads) value rows of each head.
+ *
+ * Usual layers: the context is the heads' value rows side by side, in the order of the heads, and `o`
+ * projects it. Layers with W_V and W_O merged ahead of time: o is absent, every head has the same
+ * v_width, the heads' results add up, and value row r goes to output feature merged_row[r]. */
+typedef struct spt_encoder_layer {
+  spt_encoder_matrix qkv, o, up, down;
+  int32_t n_heads;
+  int32_t head_dim; /* width of Q and K */
+  int32_t q_rows;   /* qkv's rows before the first of K or V, a multiple of 16 */
+  float scale;      /* of Q, before the scores */
+  const int32_t *q_row, *k_row, *v_row, *v_width;
+  const int32_t *merged_row; /* (v_width), or NULL for a usual layer */
+  const float *merged_bias;  /* (width) */
+  const float *norm1_weight, *norm1_bias, *norm2_weight, *norm2_bias; /* (width) */
+  spt_activation activation;
+} spt_encoder_layer;
+
+typedef struct spt_encoder_model {
+  int64_t width, n_layers;
+  int64_t vocabulary, positions, types;
+  const float *word, *position, *type;       /* (rows, width); type may be NULL */
+  const float *norm_weight, *norm_bias;      /* (width), after the embeddings */
+  float norm_eps;
+  const spt_encoder_layer *layers;
+} spt_encoder_model;
+
+/* Sequence i is tokens [offsets[i], offsets[i + 1]). hidden: (tokens, width) float32, or with
+ * `first_only` (n_sequences, width): each sequence's first token alone, for which the last layer
+ * then computes nothing else. An empty sequence has no first token: zeros. */
+typedef struct spt_encoder_run {
+  const spt_encoder_model *model;
+  int64_t n_sequences;
+  const int64_t *offsets;          /* (n_sequences + 1) */
+  const int32_t *ids;              /* (tokens) */
+  const int32_t *positions;        /* (tokens) */
+  const int32_t *types;            /* (tokens), or NULL: all 0 */
+  bool first_only;
+  float *hidden;
+} spt_encoder_run;
+
+/* Holds a workspace that grows to the largest run so far. Thread-safe: a run that finds the workspace
+ * in use takes a temporary one. */
+typedef struct spt_encoder spt_encoder;
+
+SPT_WARN_UNUSED spt_status spt_encoder_create(spt_device *, const spt_encoder_model *,
+                                              spt_encoder **out, spt_error *);
+SPT_WARN_UNUSED spt_status spt_encoder_forward(spt_encoder *, const spt_encoder_run *,
+                                               spt_error *);
+void spt_encoder_free(spt_encoder *);
+
+#endif
