@@ -78,7 +78,9 @@ def group_lasso_grad(
     norms = group_norms(w64, pattern=pattern)
     rate = np.zeros_like(norms)
     np.divide(strength * _beta_or_ones(beta, norms), norms, out=rate, where=norms != 0)
-    return per_element(rate, (w64.shape[0], w64.shape[1]), pattern) * w64
+    with np.errstate(invalid="ignore"):
+        gradient: Float = per_element(rate, (w64.shape[0], w64.shape[1]), pattern) * w64
+    return gradient
 
 
 def add_group_lasso_grad_(

@@ -39,8 +39,9 @@ def topk(scores: ArrayLike, k: ArrayLike, *, offsets: ArrayLike | None = None) -
         raise ValueError("topk: scores holds NaN, expected numbers that can be ordered")
     if offsets is None:
         count = int(np.asarray(k))
-        rows = [_top_positions(row, count) for row in x.reshape(-1, x.shape[-1])]
-        indices = np.array(rows, np.int64).reshape(*x.shape[:-1], count)
+        indices = np.empty((*x.shape[:-1], count), np.int64)
+        for row in np.ndindex(x.shape[:-1]):
+            indices[row] = _top_positions(x[row], count)
         return TopK(np.take_along_axis(x, indices, axis=-1), indices)
     starts = np.asarray(offsets).tolist()
     counts = np.broadcast_to(np.asarray(k), (len(starts) - 1,)).tolist()
