@@ -113,6 +113,16 @@ def test_causal_model_padded_and_generating() -> None:
     assert torch.equal(generated[0], generated[1])
 
 
+def test_a_padding_mask_of_one_row_leaves_a_decoder_causal() -> None:
+    ids, mask = padded_batch()
+    model = gpt2("spatile")
+    with torch.no_grad():
+        expected = model(ids, attention_mask=mask).logits
+        given = model(ids, attention_mask=mask[:, None, None].bool()).logits
+    valid = mask.bool()
+    torch.testing.assert_close(given[valid], expected[valid], rtol=1e-4, atol=1e-5)
+
+
 def test_grouped_query_heads() -> None:
     config = transformers.LlamaConfig(
         vocab_size=40,

@@ -248,6 +248,8 @@ def test_resume_refuses_a_checkpoint_without_its_state(
     other = tmp_path / "run" / "checkpoint-12"
     with pytest.raises(ValueError, match="saved plan"):
         train(make_bert(), pruning(0.25), resume=str(other), **saving)
+    with pytest.raises(ValueError, match="saved strength"):
+        train(make_bert(), pruning(strength=123.0), resume=str(other), **saving)
     changed = Stages(dense=1, reweighted=0.5, retrain=1.5)
     with pytest.raises(ValueError, match="reweighted_end"):
         train(make_bert(), pruning(stages=changed), resume=str(other), **saving)

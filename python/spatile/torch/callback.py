@@ -267,6 +267,11 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         self.pruner.strength = self._full_strength * self.stage_steps.strength_factor(step)
 
     def _restore(self, saved: SavedState) -> None:
+        before = float(saved.values["history"]["strength"])
+        if self.strength not in ("auto", before):
+            raise ValueError(
+                f"PruningCallback: saved strength is {before}, expected {self.strength} as given"
+            )
         self.pruner.load_state_dict(
             {**saved.values, **{k: saved.tensors[k] for k in ("beta", "masks", "pending")}}
         )
@@ -274,19 +279,20 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
             kind: named for kind, named in saved.tensors.items() if kind.startswith("before_")
         }
         self._history = saved.values["history"]
-        self._full_strength = float(self._history["strength"])
+        self._full_strength = before
 
 
 def _steps_per_epoch(args: TrainingArguments, state: TrainerState, dataloader: Any) -> float:
     if args.max_steps <= 0:
         return float(state.max_steps / args.num_train_epochs)
     try:
-        batches = float(len(dataloader))
+        batches = len(dataloader)
     except TypeError:
         raise ValueError(
             "stages: unit is 'epochs', but the data has no length; expected unit='steps'"
         ) from None
-    return max(1.0, math.ceil(batches / args.gradient_accumulation_steps))
+    steps: float = math.ceil(batches / args.gradient_accumulation_steps)
+    return max(1.0, steps)
 
 
 def _unscale(optimizer: Any) -> None:

@@ -20,6 +20,9 @@ _UNSUPPORTED = ("softcap", "s_aux", "head_mask", "cache")
 def register() -> None:
     """Make ``attn_implementation="spatile"`` known to transformers. ``import spatile.torch`` does.
 
+    It works for the models that look their attention up in transformers' ``AttentionInterface``:
+    decoders since 4.50, BERT and its relatives since 5.0; others refuse the name.
+
     The mask function is registered with it: without one, transformers hands a custom back-end no
     padding mask at all, and a padded batch silently attends to its padding.
     """
@@ -68,9 +71,8 @@ def attention_forward(
                 f"expected 'eager'"
             )
     queries, keys = query.shape[2], key.shape[2]
-    wants_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    causal = bool(wants_causal) and attention_mask is None and queries > 1
-    if causal and keys > queries:
+    causal = queries > 1 and _is_causal(module, attention_mask, is_causal)
+    if causal and keys > queries and attention_mask is None:
         # A cache of fixed size: the keys behind the last query's are not filled yet.
         key, value = key[:, :, :queries], value[:, :, :queries]
         if position_bias is not None:
@@ -87,6 +89,19 @@ def attention_forward(
         dropout=dropout,
     )
     return out, None
+
+
+def _is_causal(
+    module: nn.Module, attention_mask: torch.Tensor | None, is_causal: bool | None
+) -> bool:
+    """Whether later keys are still to be hidden, besides what the mask hides."""
+    if attention_mask is None:
+        return bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    # One row for all queries is padding alone. Older GPT-2s pass that, say is_causal=False because
+    # there is a mask, and mean their eager code's causality, of which no back-end hears.
+    one_row = attention_mask.shape[-2] == 1
+    cross = getattr(module, "is_cross_attention", False)
+    return one_row and bool(getattr(module, "is_causal", False)) and not cross
 
 
 def _mask_and_bias(

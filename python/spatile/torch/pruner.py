@@ -193,8 +193,8 @@ class Pruner:
         ``sparsity`` replaces the plan's for every matrix; ``scope`` the one given at construction.
         ``"global"`` ranks together all matrices that share a pattern and a sparsity.
         ``"row-balanced"`` means every row of groups loses the same share; a pattern with one group
-        per row has no such rows, and is ranked per matrix. Raises ValueError for weights that are NaN
-        or infinite.
+        per row has no such rows, and is ranked per matrix. Raises ValueError for weights that are
+        NaN or infinite.
         """
         masks = self.choose_masks(sparsity, scope=scope)
         different = broadcast_from_first(list(masks.values()))
