@@ -135,7 +135,6 @@ REFUSED: list[tuple[str, tuple[Any, ...], dict[str, Any], type[Exception], str]]
     # linear
     ("linear", (X.astype(np.float64), W), {}, TypeError, "x"),
     ("linear", (X, W.astype(np.int32)), {}, TypeError, "w"),
-    ("linear", (X, W.astype(np.float16)), {}, TypeError, "w"),
     ("linear", (X[:, :32], W), {}, ValueError, r"x\.shape\[1\] is 32, expected 33"),
     ("linear", (np.float32(3), W), {}, (TypeError, ValueError), "x"),
     ("linear", (X, W[0]), {}, ValueError, "w"),
@@ -152,7 +151,7 @@ REFUSED: list[tuple[str, tuple[Any, ...], dict[str, Any], type[Exception], str]]
     ("linear_backward", (GRAD[:4], X, W), {}, ValueError, "grad|x"),
     ("linear_backward", (GRAD[:, :19], X, W), {}, ValueError, "grad"),
     ("linear_backward", (GRAD, X[:, :32], W), {}, ValueError, "x"),
-    ("linear_backward", (GRAD.astype(np.float16), X, W), {}, TypeError, "grad|x"),
+    ("linear_backward", (GRAD.astype(np.float64), X, W), {}, TypeError, "grad"),
     ("linear_backward", (GRAD, X, W), {"need": ("weight",)}, ValueError, "need"),
     # groups
     ("group_norms", (W[0],), {"pattern": "tile"}, ValueError, "w"),

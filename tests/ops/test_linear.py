@@ -146,6 +146,15 @@ def test_torch_in_torch_out(dtype: str) -> None:
     assert_array_equal(f64(got), f64(sp.linear(a["x"], a["w"], bias=a["bias"], activation="gelu")))
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_weights_stored_smaller_than_activations(dtype: str) -> None:
+    a = operands((33, 64, 100), "float32")
+    w = a["w"].astype(DTYPES[dtype])
+    got = sp.linear(a["x"], w, bias=a["bias"])
+    assert got.dtype == np.float32
+    assert_allclose(got, reference.linear(a["x"], f64(w), bias=a["bias"]), atol=1e-5)
+
+
 def test_products_are_float32_and_no_less() -> None:
     a = operands((33, 64, 100), "float32")
     full = sp.linear(a["x"], a["w"], compute="float32")
