@@ -98,14 +98,15 @@ typedef struct spt_prune_mask_problem {
   spt_prune_scope scope;
 } spt_prune_mask_problem;
 
-/* The tensors of one row problem have one shape but for the last axis; axes before it are merged
- * where all of them allow it, so that plain arrays are 2-D. */
+/* The tensors of a row problem agree in every axis but the last. Axes before it are merged where all
+ * of them allow it, so that rows of plain arrays have one stride. */
 typedef struct spt_layer_norm_problem {
-  spt_tensor x, y, residual;   /* residual: or data NULL */
-  spt_matrix weight, bias;     /* (1, n) */
+  spt_tensor x, y, residual; /* residual: or data NULL */
+  spt_matrix weight, bias;   /* (1, n) */
   float eps;
 } spt_layer_norm_problem;
 
+/* All axes are merged where possible, the last one too; at least one is left. */
 typedef struct spt_gelu_problem {
   spt_tensor x, y;
   spt_activation activation; /* SPT_ACT_GELU or SPT_ACT_GELU_TANH */
@@ -115,12 +116,10 @@ typedef struct spt_softmax_problem {
   spt_tensor x, y;
 } spt_softmax_problem;
 
-/* ids (..., 1): an id outside the table is this slot's to refuse. `shape` is as the caller knows it,
- * for the message. */
+/* An id outside the table is this slot's to refuse. */
 typedef struct spt_embedding_problem {
   spt_tensor ids, rows;
   spt_matrix table;
-  const spt_tensor *shape;
 } spt_embedding_problem;
 
 /* Sequences as in spt_topk_args; NaN is this slot's to refuse. */

@@ -154,4 +154,165 @@ typedef struct spt_linear_backward_args {
 SPT_WARN_UNUSED spt_status spt_linear_backward(spt_device *, const spt_linear_backward_args *,
                                                spt_error *);
 
+/* ---- groups: a pattern cuts a matrix w (out, in) into a grid of rectangles ------------------
+ *
+ * Groups are group_rows x group_cols (at least 1); the last of each direction may overhang w, and
+ * what overhangs counts nowhere. An array with one entry per group (norms, beta, mask) is
+ * (ceil(out / group_rows), ceil(in / group_cols)). Squares are summed in double, so none leaves the
+ * range. beta is optional where a pointer: absent means 1 everywhere. */
+
+/* norms (float32): the L2 norm of each group. */
+typedef struct spt_group_norms_args {
+  spt_tensor w, norms;
+  int64_t group_rows, group_cols;
+} spt_group_norms_args;
+SPT_WARN_UNUSED spt_status spt_group_norms(spt_device *, const spt_group_norms_args *, spt_error *);
+
+/* beta (float32) = 1 / (norm + eps). */
+typedef struct spt_group_beta_args {
+  spt_tensor w, beta;
+  int64_t group_rows, group_cols;
+  double eps;
+} spt_group_beta_args;
+SPT_WARN_UNUSED spt_status spt_group_beta(spt_device *, const spt_group_beta_args *, spt_error *);
+
+/* *penalty = sum of beta · norm. */
+typedef struct spt_group_lasso_args {
+  spt_tensor w;
+  const spt_tensor *beta;
+  int64_t group_rows, group_cols;
+  double *penalty;
+} spt_group_lasso_args;
+SPT_WARN_UNUSED spt_status spt_group_lasso(spt_device *, const spt_group_lasso_args *, spt_error *);
+
+/* grad = strength · beta · w / norm, 0 in a zero group; added to grad where `add`. */
+typedef struct spt_group_lasso_grad_args {
+  spt_tensor w, grad;
+  const spt_tensor *beta;
+  int64_t group_rows, group_cols;
+  double strength;
+  bool add;
+} spt_group_lasso_grad_args;
+SPT_WARN_UNUSED spt_status spt_group_lasso_grad(spt_device *, const spt_group_lasso_grad_args *,
+                                                spt_error *);
+
+/* In place: w = w · max(0, 1 - strength · beta / norm). */
+typedef struct spt_group_shrink_args {
+  spt_tensor w;
+  const spt_tensor *beta;
+  int64_t group_rows, group_cols;
+  double strength;
+} spt_group_shrink_args;
+SPT_WARN_UNUSED spt_status spt_group_shrink(spt_device *, const spt_group_shrink_args *,
+                                            spt_error *);
+
+/* In place: groups of w whose mask is false become zero. */
+typedef struct spt_apply_mask_args {
+  spt_tensor w, mask;
+  int64_t group_rows, group_cols;
+} spt_apply_mask_args;
+SPT_WARN_UNUSED spt_status spt_apply_mask(spt_device *, const spt_apply_mask_args *, spt_error *);
+
+/* expanded (out, in) bool: each element's entry of the mask. */
+typedef struct spt_expand_mask_args {
+  spt_tensor mask, expanded;
+  int64_t group_rows, group_cols;
+} spt_expand_mask_args;
+SPT_WARN_UNUSED spt_status spt_expand_mask(spt_device *, const spt_expand_mask_args *, spt_error *);
+
+/* What competes: the groups of one matrix, of all matrices, or of one row of the grid. */
+typedef enum spt_prune_scope {
+  SPT_SCOPE_MATRIX = 0,
+  SPT_SCOPE_GLOBAL,
+  SPT_SCOPE_ROW_BALANCED,
+} spt_prune_scope;
+
+typedef struct spt_prune_matrix {
+  spt_tensor w, mask;
+  int64_t group_rows, group_cols;
+} spt_prune_matrix;
+
+/* Masks (bool, true = keep): of the n groups that compete, min(floor(sparsity · n + 0.5), n - 1) are
+ * pruned, those of the lowest norm / sqrt(elements inside w); of equals the earlier is kept. */
+typedef struct spt_prune_mask_args {
+  const spt_prune_matrix *matrices;
+  int64_t n_matrices;
+  double sparsity; /* in [0, 1) */
+  spt_prune_scope scope;
+} spt_prune_mask_args;
+SPT_WARN_UNUSED spt_status spt_prune_mask(spt_device *, const spt_prune_mask_args *, spt_error *);
+
+/* ---- rows: ops along the last axis of a tensor of any rank ----------------------------------- */
+
+/* y = (t - mean) / sqrt(variance + eps) · weight + bias with t = x + residual; weight, bias (n). */
+typedef struct spt_layer_norm_args {
+  spt_tensor x, y, weight, bias;
+  const spt_tensor *residual;
+  double eps;
+} spt_layer_norm_args;
+SPT_WARN_UNUSED spt_status spt_layer_norm(spt_device *, const spt_layer_norm_args *, spt_error *);
+
+/* y = GELU(x), element by element: the exact one, or its tanh approximation. */
+typedef struct spt_gelu_args {
+  spt_tensor x, y;
+  bool tanh;
+} spt_gelu_args;
+SPT_WARN_UNUSED spt_status spt_gelu(spt_device *, const spt_gelu_args *, spt_error *);
+
+/* y = exp(x) / sum exp(x); a row that is -infinity throughout gives zeros. */
+typedef struct spt_softmax_args {
+  spt_tensor x, y;
+} spt_softmax_args;
+SPT_WARN_UNUSED spt_status spt_softmax(spt_device *, const spt_softmax_args *, spt_error *);
+
+/* rows (..., width) = table (n, width) at ids (...), which are int32 or int64. */
+typedef struct spt_embedding_args {
+  spt_tensor ids, table, rows;
+} spt_embedding_args;
+SPT_WARN_UNUSED spt_status spt_embedding(spt_device *, const spt_embedding_args *, spt_error *);
+
+/* The k largest of each row, in their original order; of equals the first. NaN is an error.
+ *
+ * Rows are the last axis of scores (..., n): values and indices are (..., k). Or, with `offsets`,
+ * scores is 1-D, sequence i is [offsets[i], offsets[i + 1]) and gives counts[i]; values and indices
+ * are 1-D, sequence after sequence, and indices count from the start of scores. */
+typedef struct spt_topk_args {
+  spt_tensor scores, values, indices; /* indices int64 */
+  int64_t k;
+  const int64_t *offsets; /* (n_sequences + 1) in host memory, or NULL */
+  const int64_t *counts;  /* (n_sequences) */
+  int64_t n_sequences;
+} spt_topk_args;
+SPT_WARN_UNUSED spt_status spt_topk(spt_device *, const spt_topk_args *, spt_error *);
+
+/* out = softmax(scale q kT + bias) v per head, over the pairs that mask, lengths, causal and window
+ * leave. q (b, sq, h, d), k (b, sk, hk, d), v (b, sk, hk, dv), out (b, sq, h, dv); or packed (t, h, d)
+ * with offsets (b + 1), and kv_offsets where the keys' differ. hk divides h. */
+typedef struct spt_attention_args {
+  spt_tensor q, k, v, out;
+  const spt_tensor *mask;                 /* bool, broadcastable to (b, h, sq, sk); true: attend */
+  const spt_tensor *bias;                 /* the same in q's dtype or float32; added to the scores */
+  const spt_tensor *lengths;              /* int64 (b), contiguous; sq == sk */
+  const spt_tensor *offsets, *kv_offsets; /* int64 (b + 1), contiguous */
+  const spt_tensor *lse;                  /* float32 (b, h, sq), packed (h, t) */
+  const spt_tensor *token_importance;     /* float32 (b, sk), packed (tk) */
+  const spt_tensor *head_importance;      /* float32 (b, h) */
+  bool causal;                            /* aligned to the bottom right, as is the window */
+  int64_t window_left, window_right;      /* -1: unbounded */
+  double scale;                           /* NAN: 1 / sqrt(d) */
+  double dropout;                         /* [0, 1) */
+  uint64_t seed;
+} spt_attention_args;
+SPT_WARN_UNUSED spt_status spt_attention(spt_device *, const spt_attention_args *, spt_error *);
+
+/* out and lse of `forward` are what attention gave, and are read; its importances are NULL. grad is
+ * like out, the gradients like their arrays; each may be NULL. */
+typedef struct spt_attention_backward_args {
+  spt_attention_args forward;
+  spt_tensor grad;
+  const spt_tensor *dq, *dk, *dv, *dbias;
+} spt_attention_backward_args;
+SPT_WARN_UNUSED spt_status spt_attention_backward(spt_device *, const spt_attention_backward_args *,
+                                                  spt_error *);
+
 #endif

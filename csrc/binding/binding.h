@@ -36,6 +36,8 @@ int spt_py_check_count(const char *op, Py_ssize_t found, Py_ssize_t expected);
 
 SPT_PY_DECLARE(linear);
 SPT_PY_DECLARE(linear_backward);
+SPT_PY_DECLARE(attention);
+SPT_PY_DECLARE(attention_backward);
 SPT_PY_DECLARE(strips);
 SPT_PY_DECLARE(csr);
 

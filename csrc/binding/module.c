@@ -53,6 +53,13 @@ static PyObject *set_num_threads(PyObject *self, PyObject *n) {
 static PyMethodDef methods[] = {
     SPT_PY_METHOD(linear, "linear(x, w, out, bias, residual, activation)"),
     SPT_PY_METHOD(linear_backward, "linear_backward(grad, x, w, dx, dw, dbias)"),
+    SPT_PY_METHOD(attention, "attention(q, k, v, out, mask, bias, lengths, offsets, kv_offsets, lse, "
+                             "token_importance, head_importance, causal, window_left, "
+                             "window_right, scale, dropout, seed)"),
+    SPT_PY_METHOD(attention_backward,
+                  "attention_backward(q, k, v, out, mask, bias, lengths, offsets, kv_offsets, lse, "
+                  "grad, dq, dk, dv, dbias, causal, window_left, window_right, scale, dropout, "
+                  "seed)"),
     SPT_PY_METHOD(strips, "strips(out, in, run_ptr, value_ptr, run_start, run_len, values, rows)"),
     SPT_PY_METHOD(csr, "csr(out, in, row_ptr, col, values)"),
     {"cpu_tier", cpu_tier, METH_NOARGS, "(tier in use, why, tiers that run here)"},

@@ -1,6 +1,9 @@
 /* The AVX2 tier (with FMA and F16C): registers of 8 floats, two to a panel's row. */
 #include "simd/panel.h"
+#include "simd/attention.h"
 #include "simd/linear.h"
+#include "simd/rows.h"
+#include "simd/groups.h"
 #include "simd/panel_layer_norm.h"
 
 const spt_cpu_tier spt_cpu_tier_avx2 = {

@@ -1,6 +1,9 @@
 /* The AVX-512 tier (F, BW, VL, DQ): registers of 16 floats, one to a panel's row. */
 #include "simd/panel.h"
+#include "simd/attention.h"
 #include "simd/linear.h"
+#include "simd/rows.h"
+#include "simd/groups.h"
 #include "simd/panel_layer_norm.h"
 
 const spt_cpu_tier spt_cpu_tier_avx512 = {

@@ -104,6 +104,7 @@ const spt_backend spt_cpu_backend = {
     .name = "cpu",
     .linear = spt_cpu_linear,
     .linear_backward = spt_cpu_linear_backward,
+    .attention = spt_cpu_attention,
     .encoder_create = spt_cpu_encoder_create,
     .encoder_forward = spt_cpu_encoder_forward,
     .encoder_free = spt_cpu_encoder_free,

@@ -65,8 +65,6 @@ typedef struct spt_attention_block {
   float *head_importance;  /* one sum of |out| that is added to, or NULL */
 } spt_attention_block;
 
-#define SPT_UNBOUNDED (INT64_MAX / 4)
-
 /* Floats of scratch for a block of `keys` keys. */
 static inline int64_t spt_attention_scratch(int64_t d, int64_t dv, int64_t keys, bool importance) {
   int64_t rows = keys + 2 * SPT_LANES; /* the first and the last panel may be partly foreign */
@@ -101,6 +99,14 @@ static inline int64_t spt_attention_backward_scratch(int64_t d) {
   return (d + 4 * SPT_ATTENTION_BACKWARD_CHUNK) * SPT_LANES;
 }
 
+/* What a group's sum of squares becomes. */
+typedef enum spt_group_rule {
+  SPT_GROUP_NORM,   /* norm */
+  SPT_GROUP_BETA,   /* 1 / (norm + amount) */
+  SPT_GROUP_GRAD,   /* amount * beta / norm, 0 for a zero group */
+  SPT_GROUP_SHRINK, /* max(0, 1 - amount * beta / norm) */
+} spt_group_rule;
+
 typedef struct spt_cpu_tier {
   const char *name;
 
@@ -127,6 +133,26 @@ typedef struct spt_cpu_tier {
 
   void (*attention_block)(const spt_attention_block *);
   void (*attention_backward_block)(const spt_attention_backward_block *);
+
+  /* n elements in memory, `stride` elements apart, to floats and back. */
+  void (*load_row)(float *to, const void *data, spt_dtype, int64_t stride, int64_t n);
+  void (*store_row)(void *data, spt_dtype, int64_t stride, const float *from, int64_t n);
+
+  /* Rows of n floats. y may be x. */
+  void (*softmax_row)(float *y, const float *x, int64_t n);
+  void (*layer_norm_row)(float *y, const float *x, const float *weight, const float *bias,
+                         float eps, int64_t n);
+  void (*activate_row)(float *y, const float *x, spt_activation, int64_t n);
+  void (*add_row)(float *y, const float *x, int64_t n); /* y += x */
+
+  /* Double, since squares of floats leave float's range. square_columns: sums[c] += x[c]^2. */
+  void (*square_columns)(double *sums, const float *x, int64_t n);
+  double (*square_sum)(const float *x, int64_t n);
+  void (*group_values)(double *value, const double *sum, const float *beta, spt_group_rule,
+                       double amount, int64_t n);
+  /* y[c] = factor[c] * x[c], or that added to y[c]; y may be x. */
+  void (*scale_row)(float *y, const double *factor, const float *x, int64_t n);
+  void (*add_scaled_row)(float *y, const double *factor, const float *x, int64_t n);
 } spt_cpu_tier;
 
 /* The tier in use; never NULL. */

@@ -3,3 +3,8 @@
 .panel_csr = panel_csr, .panel_linear_transposed = panel_linear_transposed,
 .strip_gradient = strip_gradient,
 .panel_layer_norm = panel_layer_norm,
+.load_row = load_row, .store_row = store_row, .softmax_row = softmax_row,
+.layer_norm_row = layer_norm_row, .activate_row = activate_row, .add_row = add_row,
+.square_columns = square_columns, .square_sum = square_sum, .group_values = group_values,
+.scale_row = scale_row, .add_scaled_row = add_scaled_row,
+.attention_block = attention_block,

@@ -4,6 +4,16 @@ def linear(
     x: Any, w: Any, out: Any, bias: Any, residual: Any, activation: int, /
 ) -> None: ...
 def linear_backward(grad: Any, x: Any, w: Any, dx: Any, dw: Any, dbias: Any, /) -> None: ...
+def attention(
+    q: Any, k: Any, v: Any, out: Any, mask: Any, bias: Any, lengths: Any, offsets: Any,
+    kv_offsets: Any, lse: Any, token_importance: Any, head_importance: Any, causal: bool,
+    window_left: int, window_right: int, scale: float, dropout: float, seed: int, /,
+) -> None: ...
+def attention_backward(
+    q: Any, k: Any, v: Any, out: Any, mask: Any, bias: Any, lengths: Any, offsets: Any,
+    kv_offsets: Any, lse: Any, grad: Any, dq: Any, dk: Any, dv: Any, dbias: Any, causal: bool,
+    window_left: int, window_right: int, scale: float, dropout: float, seed: int, /,
+) -> None: ...
 def strips(
     out: int, in_: int, run_ptr: Any, value_ptr: Any, run_start: Any, run_len: Any, values: Any,
     rows: Any, /,
