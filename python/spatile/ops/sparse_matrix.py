@@ -148,15 +148,19 @@ def _expand(
     return mask[row_of][:, np.arange(shape[1]) // cols]
 
 
-def _csr(w: np.ndarray[Any, Any], keep: np.ndarray[Any, Any]) -> dict[str, Any]:
+def csr_form(w: np.ndarray[Any, Any], keep: np.ndarray[Any, Any]) -> dict[str, Any]:
+    """``values`` and ``index`` of compressed sparse rows, from weights and a mask of elements."""
     counts = keep.sum(axis=1, dtype=np.int64)
     row_ptr = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
     col = np.nonzero(keep)[1].astype(np.int32)
     return {"values": w[keep], "index": {"row_ptr": row_ptr, "col": col}}
 
 
-def _strips(w: np.ndarray[Any, Any], keep: np.ndarray[Any, Any]) -> dict[str, Any]:
-    """Strips over the rows that keep anything; rows without a weight follow as strips of no run."""
+def strips_form(w: np.ndarray[Any, Any], keep: np.ndarray[Any, Any]) -> dict[str, Any]:
+    """``values`` and ``index`` of strips, from weights and a mask of elements.
+
+    Rows that keep anything come first; the others follow, in strips without a run where whole.
+    """
     out, width = w.shape
     alive = keep.any(axis=1)
     rows = None
@@ -228,5 +232,5 @@ def pack(
     shape = (dense.shape[0], dense.shape[1])
     keep = _expand(kept, shape, pattern)
     dense = dense.astype(np.float32, copy=False)
-    form = _csr if isinstance(pattern, Element) and mask is not None else _strips
+    form = csr_form if isinstance(pattern, Element) and mask is not None else strips_form
     return SparseMatrix(shape=shape, pattern=pattern, nnz=int(keep.sum()), **form(dense, keep))

@@ -1,0 +1,157 @@
+"""What the engine must know of a Hugging Face encoder: sizes, names of weights, kind of head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Architecture", "LayerNames", "read_architecture"]
+
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_python": "gelu",
+    "relu": "relu",
+}
+
+
+@dataclass(frozen=True)
+class LayerNames:
+    """Names of one layer's linear modules and LayerNorms, without the model's prefix."""
+
+    query: str
+    key: str
+    value: str
+    output: str
+    norm1: str
+    up: str
+    down: str
+    norm2: str
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Sizes of a post-LayerNorm encoder and where its weights are."""
+
+    family: str
+    width: int
+    n_layers: int
+    n_heads: int
+    inner: int
+    vocabulary: int
+    positions: int
+    position_offset: int
+    types: int
+    norm_eps: float
+    activation: str
+    embeddings: tuple[str, str, str | None, str]
+    head: tuple[str, str, str]
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest input that has positions."""
+        return self.positions - self.position_offset
+
+    @property
+    def prefix(self) -> str:
+        """What task models put before the encoder's own names."""
+        return self.family + "."
+
+    def layer(self, i: int) -> LayerNames:
+        """The names in layer ``i``."""
+        if self.family == "distilbert":
+            base = f"transformer.layer.{i}"
+            return LayerNames(
+                *(f"{base}.attention.{part}_lin" for part in ("q", "k", "v", "out")),
+                f"{base}.sa_layer_norm",
+                f"{base}.ffn.lin1",
+                f"{base}.ffn.lin2",
+                f"{base}.output_layer_norm",
+            )
+        base = f"encoder.layer.{i}"
+        return LayerNames(
+            *(f"{base}.attention.self.{part}" for part in ("query", "key", "value")),
+            f"{base}.attention.output.dense",
+            f"{base}.attention.output.LayerNorm",
+            f"{base}.intermediate.dense",
+            f"{base}.output.dense",
+            f"{base}.output.LayerNorm",
+        )
+
+
+# (dense module, its activation, output module): what turns the first token into logits.
+_HEADS = {
+    "bert": ("bert.pooler.dense", "tanh", "classifier"),
+    "distilbert": ("pre_classifier", "relu", "classifier"),
+    "roberta": ("classifier.dense", "tanh", "classifier.out_proj"),
+}
+_SPELLINGS = {
+    "width": ("hidden_size", "dim"),
+    "n_layers": ("num_hidden_layers", "n_layers"),
+    "n_heads": ("num_attention_heads", "n_heads"),
+    "inner": ("intermediate_size", "hidden_dim"),
+    "vocabulary": ("vocab_size",),
+    "positions": ("max_position_embeddings",),
+}
+
+
+def _sizes(config: Mapping[str, Any], source: str) -> dict[str, int]:
+    sizes = {}
+    for field, spellings in _SPELLINGS.items():
+        value = next((config[s] for s in spellings if s in config), None)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(
+                f"{source}: {' or '.join(spellings)} is {value!r}, expected a positive integer"
+            )
+        sizes[field] = value
+    if sizes["width"] % sizes["n_heads"] != 0:
+        raise ValueError(
+            f"{source}: hidden size {sizes['width']} is not a multiple of "
+            f"{sizes['n_heads']} attention heads"
+        )
+    return sizes
+
+
+def read_architecture(config: Mapping[str, Any], *, source: str = "config.json") -> Architecture:
+    """Read a ``config.json``.
+
+    Raises NotImplementedError for a model other than BERT, DistilBERT and RoBERTa (or a variant of
+    theirs that the engine does not compute), ValueError for sizes that make no sense.
+    """
+    family = config.get("model_type")
+    if family not in _HEADS:
+        raise NotImplementedError(
+            f"{source}: model_type is {family!r}, expected one of {', '.join(sorted(_HEADS))}"
+        )
+    kind = config.get("position_embedding_type") or "absolute"
+    if kind != "absolute":
+        raise NotImplementedError(
+            f"{source}: position_embedding_type is {kind!r}, expected 'absolute'"
+        )
+    if config.get("is_decoder"):
+        raise NotImplementedError(f"{source}: is_decoder is true, expected an encoder")
+    name = config.get("hidden_act", config.get("activation", "gelu"))
+    if name not in ACTIVATIONS:
+        raise NotImplementedError(
+            f"{source}: the activation is {name!r}, expected one of {', '.join(ACTIVATIONS)}"
+        )
+    distilled = family == "distilbert"
+    offset = int(config.get("pad_token_id", 1)) + 1 if family == "roberta" else 0
+    types = None if distilled else "embeddings.token_type_embeddings"
+    return Architecture(
+        family=family,
+        **_sizes(config, source),
+        position_offset=offset,
+        types=0 if distilled else int(config.get("type_vocab_size", 2)),
+        norm_eps=1e-12 if distilled else float(config.get("layer_norm_eps", 1e-12)),
+        activation=ACTIVATIONS[name],
+        embeddings=(
+            "embeddings.word_embeddings",
+            "embeddings.position_embeddings",
+            types,
+            "embeddings.LayerNorm",
+        ),
+        head=_HEADS[family],
+    )

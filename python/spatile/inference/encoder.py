@@ -1,0 +1,353 @@
+"""The torch-free encoder: load a checkpoint, dense or pruned, and run it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spatile.inference.architecture import Architecture, read_architecture
+from spatile.inference.compile import compile_encoder
+from spatile.inference.files import read_json, write_json, write_tensors
+from spatile.inference.head import ClassifierHead, Predictions, read_head
+from spatile.inference.packed import is_packed, read_packed, write_packed
+from spatile.inference.summary import MatrixSummary, Summary, linear_multiply_adds
+from spatile.inference.tokenization import load_tokenizer, tokenizer_limit
+from spatile.inference.weights import EncoderWeights, apply_plan, read_checkpoint
+from spatile.sparsity import Plan
+
+__all__ = ["Encoded", "Encoder"]
+
+Array = np.ndarray[Any, Any]
+
+_TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt",
+    "vocab.json", "merges.txt",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Hidden states of packed tokens: input i is rows ``offsets[i]`` to ``offsets[i + 1]``.
+
+    ``hidden`` (tokens, width), ``offsets`` (n + 1), ``pooled`` (n, width): the mean over an input's
+    tokens or its first token, as the model says.
+    """
+
+    hidden: Array
+    offsets: Array
+    pooled: Array
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, i: int) -> Array:
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"input {i} of {len(self)}")
+        i %= len(self)
+        return np.asarray(self.hidden[self.offsets[i] : self.offsets[i + 1]])
+
+
+class Encoder:
+    """A BERT, DistilBERT or RoBERTa encoder that runs without torch, all layers in one C call.
+
+    Make one with :meth:`load`. Inputs of different lengths are packed back to back, so no time goes
+    into padding. Thread-safe.
+    """
+
+    def __init__(
+        self,
+        weights: EncoderWeights,
+        config: dict[str, Any],
+        *,
+        plan: Plan | None = None,
+        folder: Path | None = None,
+        pooling: str = "first",
+    ) -> None:
+        self.config = config
+        self.plan = plan
+        self.pooling = pooling
+        self.architecture: Architecture = read_architecture(config, source=weights.source)
+        self._weights = weights
+        self._folder = folder
+        precompute = plan.precompute if plan is not None else ()
+        self._engine, self._layers = compile_encoder(weights, self.architecture, precompute)
+        self._head: ClassifierHead | None = read_head(weights, self.architecture, config)
+        self._tokenizer: Any | None = None if folder is None else load_tokenizer(folder)
+        limit = None if folder is None else tokenizer_limit(folder)
+        self.max_tokens = min(self.architecture.max_tokens, limit or self.architecture.max_tokens)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | PathLike[str],
+        *,
+        plan: Plan | str | PathLike[str] | None = None,
+        device: str = "cpu",
+        compute: str = "float32",
+    ) -> Encoder:
+        """Load a folder: a Hugging Face checkpoint (safetensors and config.json), or a packed model.
+
+        Parameters
+        ----------
+        path : the folder
+        plan : for a checkpoint whose pruned weights are zeros: the plan (or its file) that it was
+            pruned by; groups that are exactly zero are dropped and packed. A packed model has its own.
+        device : "cpu"
+        compute : "float32", what products are done in
+
+        Raises
+        ------
+        FileNotFoundError, ValueError (files that are missing, damaged or disagree),
+        NotImplementedError (another architecture, device or compute).
+
+        Examples
+        --------
+        >>> from spatile.inference import Encoder                          # doctest: +SKIP
+        >>> Encoder.load("RUN/packed").predict(["It works."]).labels      # doctest: +SKIP
+        ['positive']
+        """
+        if device != "cpu":
+            raise NotImplementedError(f"Encoder.load: device is {device!r}, expected 'cpu'")
+        if compute != "float32":
+            raise NotImplementedError(f"Encoder.load: compute is {compute!r}, expected 'float32'")
+        folder = Path(path)
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder}: no such folder")
+        if is_packed(folder):
+            if plan is not None:
+                raise ValueError(f"Encoder.load: {folder} is packed and has its own plan")
+            return cls._load_packed(folder)
+        if not (folder / "config.json").exists():
+            raise FileNotFoundError(f"{folder}: no config.json in this folder")
+        config = read_json(folder / "config.json")
+        architecture = read_architecture(config, source=str(folder / "config.json"))
+        weights = read_checkpoint(folder, architecture)
+        chosen = plan if plan is None or isinstance(plan, Plan) else Plan.load(plan)
+        if chosen is not None:
+            apply_plan(weights, chosen)
+        return cls(weights, config, plan=chosen, folder=folder, pooling=_pooling_of(folder))
+
+    @classmethod
+    def _load_packed(cls, folder: Path) -> Encoder:
+        weights, manifest = read_packed(folder)
+        given = manifest.get("plan")
+        plan = None if given is None else Plan.from_dict(given, source=str(folder))
+        return cls(
+            weights,
+            manifest["config"],
+            plan=plan,
+            folder=folder,
+            pooling=str(manifest.get("pooling", "first")),
+        )
+
+    # ---- running --------------------------------------------------------------------------------
+
+    def tokenize(
+        self, texts: Sequence[str], pairs: Sequence[str] | None = None, *, max_tokens: int | None = None
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        """Token and type ids of each input, special tokens added, cut to ``max_tokens``.
+
+        Raises ValueError where the model folder has no tokenizer, or texts and pairs differ in count.
+        """
+        if self._tokenizer is None:
+            raise ValueError(f"{self._folder}: no tokenizer in the model's folder")
+        if isinstance(texts, str):
+            raise TypeError("Encoder: texts is one string, expected a list of them")
+        if pairs is not None and len(pairs) != len(texts):
+            raise ValueError(f"Encoder: pairs has {len(pairs)} entries, expected {len(texts)}")
+        limit = self.max_tokens if max_tokens is None else min(max_tokens, self.max_tokens)
+        tokenizer = type(self._tokenizer).from_str(self._tokenizer.to_str())
+        tokenizer.enable_truncation(limit)
+        batch = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
+        encodings = tokenizer.encode_batch(batch)
+        return [e.ids for e in encodings], [e.type_ids for e in encodings]
+
+    def forward(
+        self,
+        ids: Sequence[Sequence[int]],
+        types: Sequence[Sequence[int]] | None = None,
+        *,
+        first_only: bool = False,
+    ) -> tuple[Array, Array]:
+        """Hidden states of token ids: (tokens, width) float32, and offsets (n + 1) int64.
+
+        With ``first_only`` the result is (n, width): each input's first token alone, for which the
+        last layer computes nothing else. Raises ValueError for ids outside the vocabulary and inputs
+        longer than the model has positions.
+        """
+        lengths = np.fromiter((len(i) for i in ids), np.int64, len(ids))
+        a = self.architecture
+        if len(lengths) and lengths.max() > a.max_tokens:
+            raise ValueError(
+                f"Encoder: an input has {lengths.max()} tokens, expected at most {a.max_tokens}"
+            )
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+        tokens = int(offsets[-1])
+        flat = _flatten(ids, tokens)
+        within = np.arange(tokens) - np.repeat(offsets[:-1], lengths)
+        positions = (within + a.position_offset).astype(np.int32)
+        flat_types = None
+        if types is not None and a.types > 1:
+            flat_types = _flatten(types, tokens)
+        hidden = np.empty((len(ids) if first_only else tokens, a.width), np.float32)
+        self._engine.forward(offsets, flat, positions, flat_types, first_only, hidden)
+        return hidden, offsets
+
+    def predict(
+        self,
+        texts: Sequence[str],
+        pairs: Sequence[str] | None = None,
+        *,
+        batch_size: int = 32,
+        max_tokens: int | None = None,
+    ) -> Predictions:
+        """Classify texts, or pairs of texts.
+
+        Raises ValueError where the model has no classification head or no tokenizer.
+        """
+        if self._head is None:
+            raise ValueError(
+                f"{self._weights.source}: predict needs a classification head, the model has none"
+            )
+        ids, types = self.tokenize(texts, pairs, max_tokens=max_tokens)
+        first = np.empty((len(ids), self.architecture.width), np.float32)
+        for rows in _batches(len(ids), batch_size):
+            part, _ = self.forward(ids[rows], types[rows], first_only=True)
+            first[rows] = part
+        return self._head.predictions(first)
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        pairs: Sequence[str] | None = None,
+        *,
+        batch_size: int = 32,
+        max_tokens: int | None = None,
+    ) -> Encoded:
+        """Hidden states of all tokens, and one pooled vector per input."""
+        ids, types = self.tokenize(texts, pairs, max_tokens=max_tokens)
+        parts = [self.forward(ids[r], types[r])[0] for r in _batches(len(ids), batch_size)]
+        width = self.architecture.width
+        hidden = np.concatenate(parts) if parts else np.empty((0, width), np.float32)
+        lengths = np.array([len(i) for i in ids], np.int64)
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+        if self.pooling == "mean":
+            sums = np.add.reduceat(hidden, offsets[:-1], axis=0) if len(ids) else hidden
+            pooled = sums / np.maximum(lengths, 1)[:, None].astype(np.float32)
+        else:
+            pooled = hidden[offsets[:-1]]
+        return Encoded(hidden, offsets, pooled)
+
+    # ---- knowing and keeping --------------------------------------------------------------------
+
+    def multiply_adds(self, lengths: Iterable[int]) -> int:
+        """Multiply-adds of the layers for inputs of these lengths: products, scores and values."""
+        per_token = linear_multiply_adds(self._layers)
+        per_pair = sum(layer.score_width + layer.value_width for layer in self._layers)
+        return sum(per_token * n + per_pair * n * n for n in map(int, lengths))
+
+    def summary(self) -> Summary:
+        """Sparsity and bytes of each matrix, and what the compiled products cost."""
+        a, rows = self.architecture, []
+        for i in range(a.n_layers):
+            n = a.layer(i)
+            for name in (n.query, n.key, n.value, n.output, n.up, n.down):
+                w = self._weights.tensors[f"{name}.weight"]
+                pattern, mask = self._weights.patterns.get(name), self._weights.masks.get(name)
+                kept = w.size
+                if pattern is not None and mask is not None:
+                    rows_each, cols_each = pattern.group_shape((w.shape[0], w.shape[1]))
+                    heights = np.diff(np.append(np.arange(0, w.shape[0], rows_each), w.shape[0]))
+                    widths = np.diff(np.append(np.arange(0, w.shape[1], cols_each), w.shape[1]))
+                    kept = int((np.outer(heights, widths) * mask).sum())
+                rows.append(
+                    MatrixSummary(
+                        name, (w.shape[0], w.shape[1]), str(pattern or "dense"),
+                        1.0 - kept / w.size, 4 * kept,
+                    )  # fmt: skip
+                )
+        dense = a.n_layers * (4 * a.width * a.width + 2 * a.width * a.inner)
+        return Summary(
+            matrices=tuple(rows),
+            multiply_adds_per_token=linear_multiply_adds(self._layers),
+            dense_multiply_adds_per_token=dense,
+            nbytes=sum(m.nbytes for layer in self._layers for m in layer.matrices),
+            merged_layers=tuple(i for i, layer in enumerate(self._layers) if layer.merged),
+        )
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the packed form into a folder, with the tokenizer's files beside it.
+
+        Raises OSError where the folder cannot be written; files are then as they were.
+        """
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._copy_tokenizer(folder)
+        write_packed(
+            folder,
+            self._weights,
+            {
+                "config": self.config,
+                "plan": None if self.plan is None else self.plan.to_dict(),
+                "pooling": self.pooling,
+            },
+        )
+
+    def export(self, path: str | PathLike[str]) -> None:
+        """Write a dense Hugging Face checkpoint, zeros where pruned, that ``from_pretrained`` reads."""
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._copy_tokenizer(folder)
+        bare = self._head is None
+        prefix = self.architecture.prefix
+        tensors = {}
+        for name, tensor in self._weights.tensors.items():
+            inside = name.startswith(("embeddings.", "encoder.", "transformer."))
+            if inside and not bare:
+                name = prefix + name
+            elif bare:
+                name = name.removeprefix(prefix)
+            tensors[name] = tensor
+        write_tensors(folder / "model.safetensors", tensors)
+        write_json(folder / "config.json", self.config)
+
+    def _copy_tokenizer(self, folder: Path) -> None:
+        for name in _TOKENIZER_FILES:
+            source = None if self._folder is None else self._folder / name
+            if source is not None and source.exists() and source.resolve() != (folder / name).resolve():
+                shutil.copyfile(source, folder / name)
+
+    def __repr__(self) -> str:
+        a = self.architecture
+        return (
+            f"Encoder({a.family}, {a.n_layers} layers of width {a.width}, "
+            f"{self.summary().sparsity:.0%} pruned)"
+        )
+
+
+def _flatten(rows: Sequence[Sequence[int]], tokens: int) -> Array:
+    flat = np.fromiter((value for row in rows for value in row), np.int64)
+    if len(flat) != tokens:
+        raise ValueError(f"Encoder: types has {len(flat)} entries, expected {tokens}")
+    if len(flat) and (flat.min() < 0 or flat.max() > np.iinfo(np.int32).max):
+        raise ValueError("Encoder: a token id is outside the vocabulary")
+    return flat.astype(np.int32)
+
+
+def _batches(count: int, size: int) -> Iterable[slice]:
+    if size < 1:
+        raise ValueError(f"Encoder: batch_size is {size}, expected at least 1")
+    return (slice(i, min(i + size, count)) for i in range(0, count, size))
+
+
+def _pooling_of(folder: Path) -> str:
+    path = folder / "1_Pooling" / "config.json"
+    if path.exists() and read_json(path).get("pooling_mode_mean_tokens"):
+        return "mean"
+    return "first"

@@ -1,0 +1,109 @@
+"""The saved form of a packed encoder: ``model.safetensors`` and ``spatile.json``.
+
+A pruned matrix ``name`` is stored as ``name.mask`` (uint8, one entry per group, 1 = kept) and
+``name.values`` (float32, the weights of kept groups in row-major order of their places in the
+matrix). Everything else is stored dense under its plain name. The layout that the products read is
+made at load time, so files outlive it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spatile import ops
+from spatile.inference.files import Tensors, read_json, read_tensors, write_json, write_tensors
+from spatile.inference.weights import EncoderWeights
+from spatile.patterns import as_pattern
+
+__all__ = ["MANIFEST", "is_packed", "read_packed", "write_packed"]
+
+MANIFEST = "spatile.json"
+FORMAT = "spatile.encoder"
+VERSION = 1
+
+
+def is_packed(folder: Path) -> bool:
+    """Whether the folder holds the packed form."""
+    return (folder / MANIFEST).exists()
+
+
+def write_packed(folder: Path, weights: EncoderWeights, manifest: dict[str, Any]) -> None:
+    """Write both files; the manifest last, since it is what makes the folder a packed model."""
+    stored: Tensors = {}
+    matrices = {}
+    pruned = {f"{name}.weight" for name in weights.patterns}
+    for name, tensor in weights.tensors.items():
+        if name not in pruned:
+            stored[name] = tensor
+    for name, pattern in weights.patterns.items():
+        w, mask = weights.tensors[f"{name}.weight"], weights.masks[name]
+        keep = ops.expand_mask(mask, w.shape, pattern=pattern)
+        stored[f"{name}.mask"] = mask.astype(np.uint8)
+        stored[f"{name}.values"] = w[keep]
+        matrices[name] = {"pattern": str(pattern), "shape": list(w.shape)}
+    write_tensors(folder / "model.safetensors", stored)
+    write_json(
+        folder / MANIFEST, {"format": FORMAT, "version": VERSION, "matrices": matrices, **manifest}
+    )
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    manifest = read_json(path)
+    if manifest.get("format") != FORMAT:
+        raise ValueError(f"{path}: format is {manifest.get('format')!r}, expected {FORMAT!r}")
+    version = manifest.get("version")
+    if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+        raise ValueError(f"{path}: version is {version!r}, expected a positive integer")
+    if version > VERSION:
+        raise ValueError(
+            f"{path}: version is {version}, expected at most {VERSION}: "
+            f"the model was written by a newer spatile"
+        )
+    for key in ("matrices", "config"):
+        if not isinstance(manifest.get(key), dict):
+            raise ValueError(f"{path}: {key} is missing, expected an object")
+    return manifest
+
+
+def _unpack(path: Path, name: str, entry: Any, tensors: Tensors, weights: EncoderWeights) -> None:
+    try:
+        pattern = as_pattern(entry["pattern"])
+        rows, cols = (int(n) for n in entry["shape"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: matrices[{name!r}] is damaged ({error})") from None
+    missing = [part for part in ("mask", "values") if f"{name}.{part}" not in tensors]
+    if missing:
+        raise ValueError(f"{path}: {name}.{missing[0]} is missing from model.safetensors")
+    mask = tensors.pop(f"{name}.mask").astype(bool)
+    values = tensors.pop(f"{name}.values")
+    if rows < 1 or cols < 1 or mask.shape != pattern.mask_shape((rows, cols)):
+        raise ValueError(
+            f"{path}: {name}.mask has shape {mask.shape}, which does not fit "
+            f"{rows} x {cols} by {pattern}"
+        )
+    keep = ops.expand_mask(mask, (rows, cols), pattern=pattern)
+    if values.shape != (int(keep.sum()),) or values.dtype != np.float32:
+        raise ValueError(
+            f"{path}: {name}.values has shape {values.shape}, expected {(int(keep.sum()),)}"
+        )
+    dense = np.zeros((rows, cols), np.float32)
+    dense[keep] = values
+    weights.tensors[f"{name}.weight"] = dense
+    weights.patterns[name] = pattern
+    weights.masks[name] = mask
+
+
+def read_packed(folder: Path) -> tuple[EncoderWeights, dict[str, Any]]:
+    """The weights and the manifest. Raises ValueError naming the file where either is damaged, or
+    written by a newer version."""
+    path = folder / MANIFEST
+    manifest = _read_manifest(path)
+    tensors = read_tensors(folder / "model.safetensors")
+    weights = EncoderWeights({}, source=str(folder))
+    for name, entry in manifest["matrices"].items():
+        _unpack(path, name, entry, tensors, weights)
+    weights.tensors.update(tensors)
+    return weights, manifest

@@ -1,0 +1,69 @@
+"""What a compiled encoder holds and costs, as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+__all__ = ["MatrixSummary", "Summary"]
+
+
+@dataclass(frozen=True)
+class MatrixSummary:
+    """One matrix of the checkpoint. ``bytes``: of the kept weights, as float32."""
+
+    name: str
+    shape: tuple[int, int]
+    pattern: str
+    sparsity: float
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Matrices as pruned, and multiply-adds of the products as compiled.
+
+    ``multiply_adds_per_token`` counts the linear layers alone; ``Encoder.multiply_adds`` adds
+    attention's, which grow with the square of the length. ``nbytes`` is all packed weights of the
+    layers with their index, without the embeddings.
+    """
+
+    matrices: tuple[MatrixSummary, ...]
+    multiply_adds_per_token: int
+    dense_multiply_adds_per_token: int
+    nbytes: int
+    merged_layers: tuple[int, ...]
+
+    @property
+    def sparsity(self) -> float:
+        """The fraction of the listed matrices' weights that is pruned."""
+        total = sum(int(np.prod(m.shape)) for m in self.matrices)
+        gone = sum(m.sparsity * int(np.prod(m.shape)) for m in self.matrices)
+        return gone / total if total else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as plain data."""
+        return {**asdict(self), "sparsity": self.sparsity}
+
+    def __str__(self) -> str:
+        width = max((len(m.name) for m in self.matrices), default=6)
+        lines = [f"{'matrix':<{width}}  {'shape':>11}  {'pattern':<11}  pruned    KiB"]
+        lines += [
+            f"{m.name:<{width}}  {m.shape[0]:>5}x{m.shape[1]:<5}  {m.pattern:<11}  "
+            f"{m.sparsity:6.1%}  {m.bytes / 1024:5.0f}"
+            for m in self.matrices
+        ]
+        ratio = self.multiply_adds_per_token / max(1, self.dense_multiply_adds_per_token)
+        lines.append(
+            f"{self.sparsity:.1%} of the weights pruned; {self.multiply_adds_per_token / 1e6:.2f} M "
+            f"multiply-adds a token, {ratio:.1%} of dense; {self.nbytes / 2**20:.1f} MiB packed"
+        )
+        return "\n".join(lines)
+
+
+def linear_multiply_adds(layers: Iterable[Any]) -> int:
+    """Per token, over the compiled layers' products."""
+    return sum(m.multiply_adds for layer in layers for m in layer.matrices)
