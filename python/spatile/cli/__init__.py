@@ -1,0 +1,7 @@
+"""The command ``spatile``: finetune, prune, predict, report, export, info."""
+
+from __future__ import annotations
+
+from spatile.cli.main import main
+
+__all__ = ["main"]

@@ -1,0 +1,192 @@
+"""``spatile finetune``: the main job."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from spatile.cli.usage import PRECOMPUTE, UsageError, add_command
+
+__all__ = ["add", "run"]
+
+_EXAMPLES = """\
+spatile finetune --model minilm --data data/qa --sparsity 0.5 --out run
+spatile finetune --model ./bert --data ./mrpc --sparsity 0.8 --pattern attention-aware --out run
+spatile finetune --model ./bert --data ./msr --dev-ids ./msr/dev_ids.tsv --sparsity 0.5 --out run
+spatile finetune --resume --out run"""
+
+_OWN = ("run", "debug", "out", "resume", "json", "quiet", "threads", "timing_rounds", "preset")
+
+
+def add(commands: Any) -> argparse.ArgumentParser:
+    """Add the command."""
+    parser = add_command(
+        commands, "finetune", "fine-tune, prune by groups, retrain, pack and report", _EXAMPLES
+    )
+    # Settings that are not given must not overrule a preset's or a resumed run's.
+    parser.argument_default = argparse.SUPPRESS
+    parser.add_argument(
+        "--out", required=True, metavar="RUN", help="the run's folder, new or empty"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", default=False, help="continue the run in --out"
+    )
+    parser.add_argument(
+        "--json", action="store_true", default=False, help="print the report as JSON"
+    )
+    parser.add_argument("--quiet", action="store_true", default=False, help="show no progress")
+    parser.add_argument("--threads", type=int, default=None, help="threads of torch and spatile")
+    parser.add_argument(
+        "--timing-rounds",
+        type=int,
+        default=5,
+        metavar="N",
+        help="passes of the timing at the end (default 5; 0: none)",
+    )
+    _model_and_data(parser)
+    _pruning(parser)
+    _training(parser)
+    return parser
+
+
+def _model_and_data(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model and data")
+    group.add_argument(
+        "--model", metavar="DIR|NAME", help="a checkpoint's folder, a hub name, or minilm"
+    )
+    group.add_argument("--data", metavar="DIR|NAME", help="train and dev as TSV or JSON lines")
+    group.add_argument("--train-rows", type=int, metavar="N", help="use a random N of train")
+    group.add_argument("--dev-rows", type=int, metavar="N", help="use a random N of dev")
+    group.add_argument("--max-length", type=int, metavar="TOKENS", help="cut inputs (128)")
+    group.add_argument("--dev-ids", metavar="FILE", help="GLUE's list of MSR rows that are dev")
+    group.add_argument(
+        "--overlap", choices=("error", "drop"), help="rows in both train and dev: stop, or drop"
+    )
+    for name in ("text", "pair", "label"):
+        group.add_argument(f"--{name}", metavar="COLUMN", help=f"the column of the {name}")
+    group.add_argument("--kind", choices=("classification", "regression"), help="of the task")
+    group.add_argument("--labels", nargs="+", metavar="CLASS", help="the classes, in order")
+    group.add_argument("--positive", metavar="CLASS", help="the class that F1 is about")
+
+
+def _pruning(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("pruning")
+    group.add_argument(
+        "--sparsity", type=float, metavar="S", help="fraction of the encoder's weights to prune"
+    )
+    group.add_argument(
+        "--pattern",
+        help="tile (default), tile:RxC, row, column, element, head:W, or attention-aware",
+    )
+    group.add_argument(
+        "--precompute",
+        choices=tuple(PRECOMPUTE),
+        help="attention-aware: merge W_V and W_O (off)",
+    )
+    group.add_argument("--plan", metavar="FILE", help="a saved plan, instead of --pattern")
+    group.add_argument(
+        "--scope", choices=("matrix", "global", "row-balanced"), help="what is ranked together"
+    )
+    group.add_argument("--method", choices=("proximal", "gradient"), help="of the lasso (proximal)")
+    group.add_argument("--strength", help="λ of the lasso, or auto (default)")
+    group.add_argument("--shrink", type=float, help="how far auto may shrink the weakest (0.5)")
+    group.add_argument("--eps", type=float, help="ε of the reweighting (1e-3)")
+    group.add_argument("--ramp", type=float, help="share of the stage over which λ rises (0.5)")
+    group.add_argument("--reweight-every", type=float, metavar="EPOCHS", help="β's milestones")
+
+
+def _training(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("training")
+    group.add_argument("--preset", choices=("demo",), help="settings for a short run; flags win")
+    for stage, default in (("dense", 3), ("reweighted", 2), ("retrain", 3)):
+        group.add_argument(
+            f"--epochs-{stage}", type=float, metavar="N", help=f"epochs of that stage ({default})"
+        )
+    group.add_argument("--batch-size", type=int, metavar="N", help="rows per step (16)")
+    group.add_argument("--eval-batch-size", type=int, metavar="N", help="on dev (64)")
+    group.add_argument("--lr", type=float, help="learning rate, falling linearly (5e-5)")
+    group.add_argument("--warmup", type=float, help="share of a stage with rising rate (0.1)")
+    group.add_argument("--weight-decay", type=float, help="AdamW's (0.01)")
+    group.add_argument(
+        "--distill",
+        type=float,
+        nargs="?",
+        const=0.5,
+        metavar="WEIGHT",
+        help="learn from the run's own dense stage too, with this weight (0.5 where none is given)",
+    )
+    group.add_argument(
+        "--attention", choices=("sdpa", "spatile", "eager"), help="while training (sdpa)"
+    )
+    group.add_argument("--bf16", action="store_true", help="train under bfloat16 autocast")
+    group.add_argument("--seed", type=int, help="of everything random (0)")
+    group.add_argument(
+        "--checkpoint-every", type=int, metavar="STEPS", help="to resume from (one epoch)"
+    )
+
+
+def run(given: argparse.Namespace) -> int:
+    """Run the pipeline and print its report."""
+    from spatile.finetune.progress import Progress
+    from spatile.finetune.run_folder import RunFolder
+    from spatile.finetune.settings import PRESETS, Settings
+    from spatile.report import render_text
+    from spatile.sparsity import Plan
+
+    settings = _explicit(given)
+    if given.resume:
+        saved = RunFolder.open(given.out).settings.to_dict()
+        settings = {**saved, **settings}
+    else:
+        settings = {**PRESETS.get(getattr(given, "preset", ""), {}), **settings}
+        for name in ("model", "data", "sparsity"):
+            if name not in settings:
+                raise UsageError(f"finetune: --{name} is missing")
+    plan = None if settings.get("plan") is None else Plan.from_dict(settings["plan"])
+    try:
+        Settings(**settings)
+    except (TypeError, ValueError) as error:
+        raise UsageError(str(error)) from error
+    settings.pop("plan", None)
+
+    from spatile.finetune.pipeline import finetune
+
+    try:
+        report = finetune(
+            **settings,
+            plan=plan,
+            out=given.out,
+            resume=given.resume,
+            threads=given.threads,
+            timing_rounds=given.timing_rounds,
+            progress=Progress(quiet=given.quiet),
+        )
+    except KeyboardInterrupt:
+        again = f"spatile finetune --resume --out {given.out}"
+        raise KeyboardInterrupt(f"stopped; {again} continues the run") from None
+    if given.json:
+        print(json.dumps(report, ensure_ascii=False, indent=1))
+    else:
+        print(render_text(report), end="")
+        print(f"\nreport: {given.out}/report.html; packed model: {given.out}/packed")
+    return 0
+
+
+def _explicit(given: argparse.Namespace) -> dict[str, Any]:
+    """The settings that were given on the command line."""
+    from spatile.sparsity import Plan
+
+    settings = {k: v for k, v in vars(given).items() if k not in _OWN}
+    if "precompute" in settings:
+        settings["precompute"] = PRECOMPUTE[settings["precompute"]]
+    if settings.get("strength", "auto") != "auto":
+        try:
+            settings["strength"] = float(settings["strength"])
+        except ValueError:
+            raise UsageError(
+                f"finetune: strength is {settings['strength']!r}, expected 'auto' or a number"
+            ) from None
+    if "plan" in settings:
+        settings["plan"] = Plan.load(settings["plan"]).to_dict()
+    return settings

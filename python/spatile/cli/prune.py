@@ -1,0 +1,78 @@
+"""``spatile prune``: one shot by magnitude, without training."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from spatile.cli.usage import PRECOMPUTE, add_command
+
+__all__ = ["add", "run"]
+
+_EXAMPLES = """\
+spatile prune --model ./classifier --sparsity 0.3 --out small
+spatile prune --model run/stages/dense --sparsity 0.5 --pattern row --data ./mrpc --out small"""
+
+
+def add(commands: Any) -> argparse.ArgumentParser:
+    """Add the command."""
+    parser = add_command(
+        commands,
+        "prune",
+        "prune a checkpoint in one shot, without training, and pack it",
+        _EXAMPLES,
+    )
+    parser.add_argument("--model", required=True, metavar="DIR|NAME", help="checkpoint or minilm")
+    parser.add_argument("--sparsity", required=True, type=float, metavar="S", help="0 ≤ S < 1")
+    parser.add_argument("--out", required=True, metavar="DIR", help="for the packed model; new")
+    parser.add_argument("--pattern", default="tile", help="as in finetune (default tile)")
+    parser.add_argument("--precompute", choices=tuple(PRECOMPUTE), default="off")
+    parser.add_argument("--plan", metavar="FILE", help="a saved plan, instead of --pattern")
+    parser.add_argument("--scope", choices=("matrix", "global", "row-balanced"), default="matrix")
+    parser.add_argument(
+        "--data", metavar="DIR|NAME", help="score on its dev split, before and after"
+    )
+    parser.add_argument("--dev-ids", metavar="FILE", help="as in finetune")
+    parser.add_argument("--overlap", choices=("error", "drop"), help="as in finetune")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    return parser
+
+
+def run(given: argparse.Namespace) -> int:
+    """Prune, pack, print what became of it."""
+    from spatile.finetune.data import load_task
+    from spatile.finetune.one_shot import prune_checkpoint, scores_of_encoder
+    from spatile.sparsity import Plan
+
+    task = None
+    if given.data is not None:
+        task = load_task(given.data, dev_ids=given.dev_ids, overlap=given.overlap)
+    plan = None if given.plan is None else Plan.load(given.plan)
+    dense, packed = prune_checkpoint(
+        given.model,
+        given.out,
+        sparsity=given.sparsity,
+        pattern=given.pattern,
+        precompute=PRECOMPUTE[given.precompute],
+        plan=plan,
+        scope=given.scope,
+    )
+    scores = {}
+    if task is not None:
+        scores = {
+            name: scores_of_encoder(encoder, task)
+            for name, encoder in (("dense", dense), ("pruned", packed))
+        }
+    if given.json:
+        shown = {
+            "summary": packed.summary().to_json(),
+            "scores": {n: {k: s.to_json() for k, s in v.items()} for n, v in scores.items()},
+        }
+        print(json.dumps(shown, indent=1, ensure_ascii=False))
+        return 0
+    print(packed.summary())
+    for name, found in scores.items():
+        print(f"{name}: " + ", ".join(str(score) for score in found.values()))
+    print(f"packed model: {given.out}")
+    return 0

@@ -1,0 +1,71 @@
+"""Loading and saving Hugging Face checkpoints, quietly and whole."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from spatile.finetune.data.task import Task
+from spatile.finetune.run_folder import write_folder
+
+__all__ = ["load_classifier", "load_tokenizer", "quiet_transformers", "save_checkpoint"]
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers from writing bars and warnings of its own."""
+    logging = transformers.utils.logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def load_classifier(
+    source: str | Path, *, attention: str = "sdpa", task: Task | None = None
+) -> Any:
+    """A sequence classifier in float32, with the outputs of ``task`` where it is given.
+
+    A head that the checkpoint lacks, or has with other outputs, is drawn from torch's generator.
+    """
+    changes: dict[str, Any] = {}
+    if task is not None:
+        changes["num_labels"] = task.outputs
+        changes["problem_type"] = (
+            "regression" if task.kind == "regression" else "single_label_classification"
+        )
+        if task.kind == "classification":
+            changes["id2label"] = dict(enumerate(task.labels))
+            changes["label2id"] = {name: i for i, name in enumerate(task.labels)}
+    with quiet_transformers():
+        model = AutoModelForSequenceClassification.from_pretrained(
+            source, attn_implementation=attention, ignore_mismatched_sizes=True, **changes
+        )
+    return model.float()
+
+
+def load_tokenizer(source: str | Path) -> Any:
+    """The checkpoint's fast tokenizer."""
+    with quiet_transformers():
+        return AutoTokenizer.from_pretrained(source)
+
+
+def save_checkpoint(path: Path, model: Any, tokenizer: Any) -> None:
+    """Write what ``from_pretrained`` reads; the folder at ``path`` is replaced whole or not."""
+
+    def write(folder: Path) -> None:
+        with quiet_transformers():
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+
+    write_folder(path, write)

@@ -1,0 +1,125 @@
+"""After training: pack the pruned model, check it against PyTorch's, time it, write the report."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import spatile
+from spatile.finetune.checkpoints import load_classifier, load_tokenizer
+from spatile.finetune.data.task import Task
+from spatile.finetune.progress import Progress
+from spatile.finetune.results import build_report
+from spatile.finetune.run_folder import RunFolder, write_folder
+from spatile.finetune.timing import batches_of, measure, torch_runner
+from spatile.inference import Encoder
+from spatile.report import write_html
+from spatile.sparsity import write_atomically
+
+__all__ = ["TOLERANCE", "finish"]
+
+#: How far logits of the packed model may be from those of the trained one.
+TOLERANCE = 1e-3
+
+_TIMED_EXAMPLES = 128
+_TIMED_BATCH = 32
+
+
+def finish(run: RunFolder, task: Task, progress: Progress, *, rounds: int) -> dict[str, Any]:
+    """Write ``packed/``, ``report.json`` and ``report.html``; returns the report.
+
+    Raises RuntimeError where the packed model's logits on dev are further than :data:`TOLERANCE`
+    from those of the trained model.
+    """
+    settings = run.settings
+    config = load_classifier(run.stage("dense")).config
+    plan = settings.make_plan(config)
+    packed = Encoder.load(run.stage("retrained"), plan=plan)
+    write_folder(run.packed, lambda folder: packed.save(folder))
+    packed = Encoder.load(run.packed)
+    dense = Encoder.load(run.stage("dense"))
+    agreement = {
+        name: _agreement(run.logits(stage), _logits(encoder, task))
+        for name, stage, encoder in (("packed", "retrained", packed), ("dense", "dense", dense))
+    }
+    check_agreement(agreement, run.packed)
+    progress.say(
+        f"packed: logits agree with the trained model's within "
+        f"{agreement['packed']['max_difference']:.1e} on {len(task.dev)} dev rows"
+    )
+    timing = _timing(run, task, dense, packed, rounds) if rounds > 0 else None
+    report = build_report(run, task, dense=dense, packed=packed, agreement=agreement, timing=timing)
+    text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    write_atomically(run.path / "report.json", text.encode())
+    write_html(report, run.path / "report.html")
+    return report
+
+
+def check_agreement(agreement: dict[str, dict[str, Any]], path: Path) -> None:
+    """Raise RuntimeError where a model run by spatile differs from PyTorch's."""
+    for name, found in agreement.items():
+        # Written so that NaN fails too.
+        if not found["max_difference"] <= TOLERANCE:
+            raise RuntimeError(
+                f"finetune: logits of the {name} model ({path}) differ by "
+                f"{found['max_difference']:.3g} from PyTorch's on dev, expected at most "
+                f"{TOLERANCE:g}; the checkpoints under stages/ are whole"
+            )
+
+
+def _logits(encoder: Encoder, task: Task) -> NDArray[np.float32]:
+    return np.asarray(encoder.predict(task.dev.texts, task.dev.pairs).logits)
+
+
+def _agreement(wanted: NDArray[np.float32], found: NDArray[np.float32]) -> dict[str, Any]:
+    same = wanted.argmax(axis=1) == found.argmax(axis=1)
+    return {
+        "max_difference": float(np.abs(wanted - found).max()),
+        "same_predictions": float(same.mean()),
+        "rows": len(wanted),
+    }
+
+
+def _timing(
+    run: RunFolder, task: Task, dense: Encoder, packed: Encoder, rounds: int
+) -> dict[str, Any]:
+    model = load_classifier(run.stage("dense"), attention="sdpa")
+    tokenizer = load_tokenizer(run.stage("dense"))
+    examples = task.dev.take(min(_TIMED_EXAMPLES, len(task.dev)), seed=0)
+    batches = batches_of(examples, _TIMED_BATCH)
+    threads = torch.get_num_threads()
+    with _same_threads(threads):
+        milliseconds = measure(
+            {
+                "torch dense": torch_runner(model, tokenizer, run.settings.max_length),
+                "spatile dense": lambda texts, pairs: dense.predict(texts, pairs),
+                "spatile packed": lambda texts, pairs: packed.predict(texts, pairs),
+            },
+            batches,
+            rounds=rounds,
+        )
+    return {
+        "milliseconds": milliseconds,
+        "batch_size": _TIMED_BATCH,
+        "examples": len(examples),
+        "rounds": rounds,
+        "threads": threads,
+        "what": "text in, logits out, tokenizing included; batches of similar length",
+    }
+
+
+@contextlib.contextmanager
+def _same_threads(threads: int) -> Iterator[None]:
+    before = spatile.num_threads()
+    spatile.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        spatile.set_num_threads(before)

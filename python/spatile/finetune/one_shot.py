@@ -1,0 +1,88 @@
+"""Magnitude pruning of a finished checkpoint, without training and without PyTorch."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from spatile import ops
+from spatile.finetune.data.task import Task
+from spatile.finetune.metrics import Score
+from spatile.finetune.run_folder import RunFolder, write_folder
+from spatile.finetune.settings import Settings
+from spatile.finetune.tasks import check_labels, scores_of
+from spatile.finetune.weights import resolve_model
+from spatile.inference import Encoder
+from spatile.inference.architecture import read_architecture
+from spatile.inference.files import read_json
+from spatile.inference.weights import EncoderWeights, read_checkpoint
+from spatile.sparsity import Plan, PlannedMatrix, match
+
+__all__ = ["prune_checkpoint", "scores_of_encoder"]
+
+
+def prune_checkpoint(
+    model: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    sparsity: float,
+    pattern: str = "tile",
+    precompute: str | bool = False,
+    plan: Plan | None = None,
+    scope: str = "matrix",
+) -> tuple[Encoder, Encoder]:
+    """Prune by norm what a plan names, and write the packed model to ``out``; no training.
+
+    Arguments as in :func:`spatile.finetune.finetune`. Returns the encoders before and after.
+    Raises FileExistsError where ``out`` holds anything.
+
+    >>> from spatile.finetune.one_shot import prune_checkpoint                  # doctest: +SKIP
+    >>> dense, packed = prune_checkpoint("classifier", "small", sparsity=0.3)   # doctest: +SKIP
+    """
+    RunFolder.check_new(out, op="prune")
+    source = Path(resolve_model(os.fspath(model), op="prune"))
+    settings = Settings(
+        str(source),
+        "",
+        sparsity,
+        pattern=pattern,
+        precompute=precompute,
+        scope=scope,
+        plan=None if plan is None else plan.to_dict(),
+    )
+    if not source.is_dir():
+        raise FileNotFoundError(f"prune: model is {source}, expected the folder of a checkpoint")
+    config = read_json(source / "config.json")
+    chosen = settings.make_plan(config)
+    weights = read_checkpoint(source, read_architecture(config, source=str(source)))
+    _prune(weights, chosen, scope)
+    pruned = Encoder(weights, config, plan=chosen, folder=source)
+    write_folder(Path(out), lambda folder: pruned.save(folder))
+    return Encoder.load(source), Encoder.load(out)
+
+
+def _prune(weights: EncoderWeights, plan: Plan, scope: str) -> None:
+    """Set the patterns and masks of ``weights``, and pruned weights to zero."""
+    matrices = match(plan, {name: t.shape for name, t in weights.tensors.items()})
+    pools: dict[Any, list[PlannedMatrix]] = {}
+    for m in matrices:
+        pools.setdefault(m.sparsity if scope == "global" else m.name, []).append(m)
+    for pool in pools.values():
+        per_row = scope == "row-balanced" and pool[0].mask_shape[1] > 1
+        masks = ops.prune_mask(
+            [weights.tensors[m.parameter] for m in pool],
+            pattern=[m.pattern for m in pool],
+            sparsity=pool[0].sparsity,
+            scope="row-balanced" if per_row else "global",
+        )
+        for m, mask in zip(pool, masks, strict=True):
+            w = weights.tensors[m.parameter].copy()
+            weights.tensors[m.parameter] = ops.apply_mask_(w, mask, pattern=m.pattern)
+            weights.patterns[m.name], weights.masks[m.name] = m.pattern, mask
+
+
+def scores_of_encoder(encoder: Encoder, task: Task) -> dict[str, Score]:
+    """The task's metrics on dev. Raises ValueError where classes and outputs don't fit."""
+    check_labels(encoder.config, task)
+    return scores_of(task, encoder.predict(task.dev.texts, task.dev.pairs).logits)

@@ -1,0 +1,152 @@
+"""What a run was asked to do: checked once, saved with the run, compared when it is resumed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from spatile.patterns import as_pattern
+from spatile.sparsity import Plan
+from spatile.sparsity.plan import check_sparsity
+
+__all__ = ["PRESETS", "Settings"]
+
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    "method": ("proximal", "gradient"),
+    "scope": ("matrix", "global", "row-balanced"),
+    "attention": ("sdpa", "spatile", "eager"),
+    "overlap": (None, "error", "drop"),
+    "kind": (None, "classification", "regression"),
+}
+_POSITIVE = ("batch_size", "eval_batch_size", "max_length", "lr", "eps")
+_LENGTHS = ("epochs_dense", "epochs_reweighted", "epochs_retrain")
+
+#: Named sets of settings; what is given beside one replaces its values.
+PRESETS: dict[str, dict[str, Any]] = {}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that decides a run's result. Each field is the argument of ``finetune`` of that name.
+
+    Raises ValueError naming the setting, what it is and what was expected.
+    """
+
+    model: str
+    data: str
+    sparsity: float
+    pattern: str = "tile"
+    precompute: str | bool = False
+    plan: dict[str, Any] | None = None
+    method: str = "proximal"
+    strength: float | str = "auto"
+    shrink: float = 0.5
+    scope: str = "matrix"
+    eps: float = 1e-3
+    epochs_dense: float = 3.0
+    epochs_reweighted: float = 2.0
+    epochs_retrain: float = 3.0
+    ramp: float = 0.5
+    reweight_every: float | None = None
+    distill: float = 0.0
+    batch_size: int = 16
+    eval_batch_size: int = 64
+    lr: float = 5e-5
+    warmup: float = 0.1
+    weight_decay: float = 0.01
+    max_length: int = 128
+    attention: str = "sdpa"
+    bf16: bool = False
+    seed: int = 0
+    train_rows: int | None = None
+    dev_rows: int | None = None
+    dev_ids: str | None = None
+    overlap: str | None = None
+    text: str | None = None
+    pair: str | None = None
+    label: str | None = None
+    kind: str | None = None
+    labels: tuple[str, ...] | None = None
+    positive: str | None = None
+    checkpoint_every: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sparsity", check_sparsity(self.sparsity))
+        if self.labels is not None:
+            object.__setattr__(self, "labels", tuple(self.labels))
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                listed = ", ".join(repr(c) for c in choices if c is not None)
+                raise ValueError(
+                    f"finetune: {name} is {getattr(self, name)!r}, expected one of {listed}"
+                )
+        for name in _POSITIVE:
+            self._check(name, lambda v: v > 0, "a positive number")
+        for name in _LENGTHS:
+            self._check(name, lambda v: v >= 0, "a number of epochs ≥ 0")
+        for name in ("ramp", "distill", "warmup"):
+            self._check(name, lambda v: 0 <= v <= 1, "a fraction in [0, 1]")
+        self._check("weight_decay", lambda v: v >= 0, "a number ≥ 0")
+        self._check("shrink", lambda v: 0 < v <= 1, "a fraction in (0, 1]")
+        if self.reweight_every is not None:
+            self._check("reweight_every", lambda v: v > 0, "a positive number of epochs")
+        if self.checkpoint_every is not None:
+            self._check("checkpoint_every", lambda v: v >= 1, "a positive number of steps")
+        if self.strength != "auto":
+            self._check("strength", lambda v: v >= 0, "'auto' or a number ≥ 0")
+        if self.precompute not in (True, False, "auto"):
+            raise ValueError(
+                f"finetune: precompute is {self.precompute!r}, expected 'auto', True or False"
+            )
+        if self.pattern != "attention-aware":
+            as_pattern(self.pattern)
+            if self.precompute is not False:
+                raise ValueError(
+                    f"finetune: precompute is {self.precompute!r}, expected False with pattern "
+                    f"{self.pattern!r}; it belongs to pattern 'attention-aware'"
+                )
+
+    def _check(self, name: str, holds: Any, expected: str) -> None:
+        value = getattr(self, name)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not (number and math.isfinite(value) and holds(value)):
+            raise ValueError(f"finetune: {name} is {value!r}, expected {expected}")
+
+    def make_plan(self, config: Any) -> Plan:
+        """The plan that these settings mean for a model of this configuration."""
+        if self.plan is not None:
+            return Plan.from_dict(self.plan)
+        if self.pattern == "attention-aware":
+            return Plan.attention_aware(
+                config,
+                self.sparsity,
+                precompute=self.precompute,  # type: ignore[arg-type]
+                tokens=self.max_length,
+            )
+        return Plan.uniform(self.pattern, self.sparsity)
+
+    def with_changes(self, **changes: Any) -> Settings:
+        """A copy with some fields replaced."""
+        return replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-serialisable form; :meth:`from_dict` reads it back."""
+        data = asdict(self)
+        data["labels"] = None if self.labels is None else list(self.labels)
+        return data
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Settings:
+        """Read what :meth:`to_dict` wrote. Raises ValueError for a field that is not known."""
+        known = {f.name for f in fields(cls)}
+        unknown = sorted(set(data) - known)
+        if unknown:
+            raise ValueError(f"settings: {unknown[0]!r} is not a setting of this version")
+        return cls(**data)
+
+    def differences(self, other: Settings) -> list[str]:
+        """Names of the fields in which ``other`` has another value."""
+        mine, theirs = self.to_dict(), other.to_dict()
+        return [name for name in mine if mine[name] != theirs[name]]

@@ -1,0 +1,127 @@
+"""One Trainer run over all stages, in batches that are planned beforehand.
+
+The run is a single epoch to the Trainer: its batches are listed for all stages at once, so that a
+resumed run skips to exactly the batch that it was killed at, in every version of transformers.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from spatile.finetune.batches import Encoded, collate
+from spatile.finetune.settings import Settings
+from spatile.sparsity import StageSteps
+from spatile.torch import distillation_loss
+
+__all__ = ["StageTrainer", "training_arguments"]
+
+
+class StageTrainer(Trainer):  # type: ignore[misc]
+    """A Trainer with planned batches, a learning rate that starts anew in each stage, a teacher.
+
+    ``teacher`` is asked for the teacher's logits (rows, outputs) on the train split once training
+    has passed the dense stage; None trains on labels alone.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        args: TrainingArguments,
+        *,
+        settings: Settings,
+        steps: StageSteps,
+        data: Encoded,
+        batches: list[list[int]],
+        callbacks: list[TrainerCallback],
+        teacher: Callable[[], torch.Tensor] | None = None,
+    ) -> None:
+        super().__init__(model=model, args=args, train_dataset=data, callbacks=callbacks)
+        self.remove_callback(PrinterCallback)
+        # The loss below is a plain mean; the Trainer must not rescale it.
+        self.model_accepts_loss_kwargs = False
+        self._settings = settings
+        self._steps = steps
+        self._data = data
+        self._batches = batches
+        self._teacher = teacher
+        self._teacher_logits: torch.Tensor | None = None
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        # A generator of its own: the loader would otherwise draw from the one that dropout uses.
+        return DataLoader(
+            self._data,
+            batch_sampler=self._batches,
+            collate_fn=collate(self._data),
+            generator=torch.Generator(),
+        )
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> Any:
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer if optimizer is None else optimizer,
+            lambda step: self._steps.lr_factor(step, warmup=self._settings.warmup),
+        )
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        labels, index = inputs.pop("labels"), inputs.pop("index")
+        outputs = model(**inputs)
+        logits = outputs.logits.float()
+        if logits.shape[-1] == 1:
+            loss = F.mse_loss(logits[:, 0], labels.float())
+        else:
+            loss = F.cross_entropy(logits, labels.long())
+        weight = self._settings.distill
+        if self._teacher is not None and self.state.global_step >= self._steps.dense_end:
+            if self._teacher_logits is None:
+                self._teacher_logits = self._teacher()
+            target = self._teacher_logits[index]
+            loss = (1 - weight) * loss + weight * distillation_loss(logits, target)
+        return (loss, outputs) if return_outputs else loss
+
+
+def training_arguments(
+    folder: Path, settings: Settings, *, max_steps: int, save_steps: int
+) -> TrainingArguments:
+    """Arguments that mean the same in transformers 4.50 and in 5."""
+    known = inspect.signature(TrainingArguments).parameters
+    wanted: dict[str, Any] = {
+        "output_dir": str(folder),
+        "max_steps": max_steps,
+        "per_device_train_batch_size": settings.batch_size,
+        "learning_rate": settings.lr,
+        "weight_decay": settings.weight_decay,
+        "max_grad_norm": 1.0,
+        "optim": "adamw_torch_fused",
+        "bf16": settings.bf16,
+        "seed": settings.seed,
+        "use_cpu": True,
+        "save_strategy": "steps",
+        "save_steps": save_steps,
+        # One that is whole must be left while another is being written.
+        "save_total_limit": 2,
+        "logging_strategy": "steps",
+        "logging_steps": 10,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": False,
+        "log_level": "error",
+    }
+    return TrainingArguments(**{k: v for k, v in wanted.items() if k in known})

@@ -1,0 +1,91 @@
+"""A report as one HTML file that needs nothing beside it and no network."""
+
+from __future__ import annotations
+
+import html
+from pathlib import Path
+from typing import Any
+
+from spatile.report.plots import plots_of
+from spatile.report.tables import Table, lasso_lines, tables_of
+from spatile.sparsity import write_atomically
+
+__all__ = ["render_html", "write_html"]
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 56rem; margin: 2rem auto; padding: 0 1rem;
+  color: #222; background: #fff }
+h1 { font-size: 1.5rem } h2 { font-size: 1.1rem; margin-top: 2rem }
+table { border-collapse: collapse } th, td { padding: .2rem .8rem .2rem 0; text-align: right }
+th:first-child, td:first-child { text-align: left } th { border-bottom: 1px solid #999 }
+td { border-bottom: 1px solid #eee } .note { color: #555; font-size: .9rem; margin: .2rem 0 }
+.defect { color: #b00020; font-weight: 600 } figure { margin: 1.5rem 0 } svg { max-width: 100%;
+  height: auto } figcaption { color: #555; font-size: .9rem } details { margin-top: 1rem }
+"""
+
+
+def render_html(report: dict[str, Any]) -> str:
+    """The report as HTML with inlined plots; without matplotlib, a line instead of the plots."""
+    data, settings = report["data"], report["settings"]
+    title = f"spatile: {data['name']} at sparsity {settings['sparsity']:g}"
+    scores, *rest = tables_of(report)
+    parts = [
+        f"<h1>{_e(title)}</h1>",
+        f"<p>{data['train_rows']} train rows, {data['dev_rows']} dev rows; model "
+        f"{_e(settings['model'])}; pattern {_e(settings['pattern'])}; epochs "
+        f"{settings['epochs_dense']:g} dense, {settings['epochs_reweighted']:g} reweighted, "
+        f"{settings['epochs_retrain']:g} retrain; seed {settings['seed']}</p>",
+        *(f"<p class='note'>{_e(note)}</p>" for note in data["notes"]),
+        _table(scores),
+        "<h2>The penalty</h2>",
+        *(_sentence(line) for line in lasso_lines(report)),
+        *(_table(table) for table in rest[:-1]),
+        *_plots(report),
+        _table(rest[-1]),
+        "<details><summary>Settings</summary><table>",
+        *(f"<tr><td>{_e(k)}</td><td>{_e(str(v))}</td></tr>" for k, v in settings.items()),
+        "</table></details>",
+    ]
+    return (
+        f"<!doctype html>\n<html lang='en'><head><meta charset='utf-8'><title>{_e(title)}</title>"
+        f"<style>{_STYLE}</style></head><body>\n" + "\n".join(parts) + "\n</body></html>\n"
+    )
+
+
+def write_html(report: dict[str, Any], path: Path) -> None:
+    """Write :func:`render_html` to ``path``, whole or not at all."""
+    write_atomically(path, render_html(report).encode())
+
+
+def _e(text: str) -> str:
+    return html.escape(text, quote=True)
+
+
+def _sentence(line: str) -> str:
+    kind = "defect" if line.startswith("DEFECT") else "note"
+    return f"<p class='{kind}'>{_e(line)}</p>"
+
+
+def _table(table: Table) -> str:
+    def cells(tag: str, row: tuple[str, ...]) -> str:
+        return "<tr>" + "".join(f"<{tag}>{_e(cell)}</{tag}>" for cell in row) + "</tr>"
+
+    return (
+        f"<h2>{_e(table.title)}</h2><table>{cells('th', table.heads)}"
+        + "".join(cells("td", row) for row in table.rows)
+        + "</table>"
+        + "".join(f"<p class='note'>{_e(note)}</p>" for note in table.notes)
+    )
+
+
+def _plots(report: dict[str, Any]) -> list[str]:
+    try:
+        plots = plots_of(report)
+    except ModuleNotFoundError as error:
+        return [
+            f"<p class='note'>No plots: {_e(str(error.name))} is not installed "
+            f"(pip install &quot;spatile[report]&quot;)</p>"
+        ]
+    return [
+        f"<figure>{svg}<figcaption>{_e(caption)}</figcaption></figure>" for caption, svg in plots
+    ]

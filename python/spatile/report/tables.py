@@ -1,0 +1,187 @@
+"""A report's tables as rows of strings, shared by the text and the HTML form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Table", "lasso_lines", "tables_of"]
+
+_STAGE_TITLES = {
+    "pretrained": "pretrained (head untrained)",
+    "dense": "dense",
+    "lambda_zero": "λ = 0, pruned",
+    "reweighted": "reweighted",
+    "pruned": "reweighted, pruned",
+    "retrained": "retrained",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A title, the column heads, rows of cells, and notes below it."""
+
+    title: str
+    heads: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
+
+
+def tables_of(report: dict[str, Any]) -> list[Table]:
+    """All tables of a report, in the order they are read."""
+    tables = [_scores(report), _cost(report)]
+    if report["timing"] is not None:
+        tables.append(_timing(report))
+    tables.append(_matrices(report))
+    return tables
+
+
+def _scores(report: dict[str, Any]) -> Table:
+    metrics = report["data"]["metrics"]
+    rows = [("majority class", *(_score(report["floor"][m]) for m in metrics), "")]
+    for stage, scores in report["scores"].items():
+        difference = report["differences"].get(f"{stage} - dense")
+        first = "" if difference is None else _signed(difference[metrics[0]])
+        rows.append((_STAGE_TITLES[stage], *(_score(scores[m]) for m in metrics), first))
+    notes = [f"95 % intervals; n = {report['data']['dev_rows']} dev rows"]
+    if report["lambda_zero"]:
+        notes.append(report["lambda_zero"])
+    verdict = _verdict(report)
+    return Table(
+        "Scores on dev after each stage",
+        ("stage", *metrics, f"{metrics[0]} − dense"),
+        tuple(rows),
+        (*notes, verdict),
+    )
+
+
+def _verdict(report: dict[str, Any]) -> str:
+    """Whether the pruned model beats the floor by more than its interval, in words."""
+    metric = report["data"]["metrics"][0]
+    found, floor = report["scores"]["retrained"][metric], report["floor"][metric]["value"]
+    if found["low"] is None or floor is None:
+        return f"{metric} has no floor here to compare with"
+    words = "is above" if found["low"] > floor else "is NOT above"
+    return (
+        f"the interval of the retrained model's {metric} {words} the majority class's {floor:.3f}"
+    )
+
+
+def _cost(report: dict[str, Any]) -> Table:
+    sizes, work = report["sizes"], report["multiply_adds"]
+    dense, packed = report["summary"]["dense"], report["summary"]["packed"]
+    rows = (
+        ("encoder matrices pruned", "0 %", f"{_percent(packed['sparsity'])}", ""),
+        _ratio("on disk, MB", sizes["dense checkpoint"] / 1e6, sizes["packed"] / 1e6),
+        _ratio("encoder matrices as run, MB", dense["nbytes"] / 1e6, packed["nbytes"] / 1e6),
+        _ratio("multiply-adds per dev example, M", work["dense"] / 1e6, work["packed"] / 1e6),
+    )
+    agreement = report["agreement"]
+    return Table(
+        "What it costs to run",
+        ("", "dense", "packed", "dense / packed"),
+        rows,
+        (
+            f"packed logits agree with the trained model's in PyTorch within "
+            f"{agreement['packed']['max_difference']:.1e} (spatile dense: "
+            f"{agreement['dense']['max_difference']:.1e}), predictions on "
+            f"{_percent(agreement['packed']['same_predictions'])} of dev rows",
+        ),
+    )
+
+
+def _timing(report: dict[str, Any]) -> Table:
+    timing, environment = report["timing"], report["environment"]
+    base = timing["milliseconds"]["torch dense"]["median"]
+    rows = tuple(
+        (name, f"{t['median']:.3f}", f"{t['min']:.3f}", f"{base / t['median']:.2f}×")
+        for name, t in timing["milliseconds"].items()
+    )
+    return Table(
+        "Milliseconds per example",
+        ("", "median", "min", "torch dense / this"),
+        rows,
+        (
+            f"{timing['what']}; batch size {timing['batch_size']}, {timing['examples']} dev "
+            f"examples, {timing['rounds']} interleaved rounds, float32",
+            f"{timing['threads']} threads on {environment['processor']}; spatile "
+            f"{environment['spatile']} tier {environment['tier']}, torch {environment['torch']}, "
+            f"transformers {environment['transformers']}",
+        ),
+    )
+
+
+def _matrices(report: dict[str, Any]) -> Table:
+    rows = tuple(
+        (
+            row["name"],
+            "×".join(str(n) for n in row["shape"]),
+            row["pattern"],
+            _percent(row["sparsity"]),
+            f"{row['bytes'] / 1e3:.0f}",
+        )
+        for row in report["summary"]["packed"]["matrices"]
+    )
+    return Table(
+        "Sparsity per matrix",
+        ("matrix", "out×in", "pattern", "pruned", "kB packed"),
+        rows,
+    )
+
+
+def lasso_lines(report: dict[str, Any]) -> list[str]:
+    """What the penalty did, in sentences."""
+    history = report["pruning"]
+    lines = [
+        f"method {history['method']}, λ = {history['strength']:.3g}, ε = {history['eps']:g}, "
+        f"ranked per {history['scope']}"
+    ]
+    lasso = history.get("reweighted")
+    if lasso is None:
+        return [*lines, "no reweighted stage: groups were pruned by the norms of the dense stage"]
+    ratio = lasso["norm_ratio"]
+    agreement = lasso["mask_agreement"]["all"]
+    lines += [
+        f"group norms, median of after/before the reweighted stage: pruned groups "
+        f"{_number(ratio['pruned'])}, kept groups {_number(ratio['kept'])}",
+        f"squared norm removed by pruning: {_percent(lasso['energy_removed'])} "
+        f"(λ = 0: {_percent(lasso['energy_removed_without'])})",
+        f"{_percent(1 - agreement)} of groups are decided otherwise than by λ = 0",
+        _pruning_difference(report),
+    ]
+    if not lasso["acted"]:
+        lines.append(
+            "DEFECT: the reweighted stage changed nothing: the norms of the pruned groups fell by "
+            "less than 5 %; raise the strength or the epochs of the stage"
+        )
+    return lines
+
+
+def _pruning_difference(report: dict[str, Any]) -> str:
+    metric = report["data"]["metrics"][0]
+    difference = report["differences"]["pruned - lambda_zero"][metric]
+    return f"{metric} straight after pruning minus that of λ = 0: {_signed(difference)}"
+
+
+def _score(score: dict[str, Any]) -> str:
+    if score["value"] is None:
+        return "undefined"
+    return f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"
+
+
+def _signed(score: dict[str, Any]) -> str:
+    if score["value"] is None:
+        return "undefined"
+    return f"{score['value']:+.3f} [{score['low']:+.3f}, {score['high']:+.3f}]"
+
+
+def _ratio(name: str, dense: float, packed: float) -> tuple[str, str, str, str]:
+    return name, f"{dense:.2f}", f"{packed:.2f}", f"{dense / packed:.2f}×" if packed else ""
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.1f} %"
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.3f}"

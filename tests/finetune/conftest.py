@@ -1,0 +1,86 @@
+"""A small random BERT with a WordPiece tokenizer, and a data set that it learns in a second."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+WORDS = [f"word{i}" for i in range(40)]
+
+
+def write_model(folder: Path, *, seed: int = 0, family: str = "bert") -> Path:
+    """A checkpoint of two layers of width 64 without a head, and its tokenizer."""
+    import torch
+    import transformers
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    vocab = {token: i for i, token in enumerate([*special, *WORDS])}
+    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    )
+    config = transformers.BertConfig(
+        vocab_size=len(vocab),
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=96,
+        max_position_embeddings=64,
+    )
+    torch.manual_seed(seed)
+    transformers.BertModel(config).save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return folder
+
+
+def write_data(folder: Path, *, pairs: bool = False, regression: bool = False) -> Path:
+    """Train (48) and dev (24) rows; the first word decides the class, or its number the score."""
+    folder.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(0)
+    seen: set[str] = set()
+    for split, count in (("train", 48), ("dev", 24)):
+        rows: list[dict[str, Any]] = []
+        while len(rows) < count:
+            picked = random.integers(len(WORDS), size=int(random.integers(3, 12)))
+            text = " ".join(WORDS[i] for i in picked)
+            if text in seen:
+                continue
+            seen.add(text)
+            first = int(picked[0])
+            row: dict[str, Any] = {"sentence1" if pairs else "sentence": text}
+            if pairs:
+                row["sentence2"] = WORDS[int(random.integers(len(WORDS)))]
+            row["score" if regression else "label"] = (
+                first / 10 if regression else ("high" if first >= 20 else "low")
+            )
+            rows.append(row)
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / f"{split}.jsonl").write_text(lines, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("data"))
