@@ -4,8 +4,6 @@
  * and saves a barrier. */
 #include "attention.h"
 
-#include <string.h>
-
 #include "ops.h"
 #include "pool.h"
 
@@ -27,8 +25,6 @@ struct attention_job {
 typedef struct workspace {
   float *k, *v, *q, *out, *added, *tokens, *block;
 } workspace;
-
-static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 /* Returns the floats used, or -1 on overflow; memory NULL only counts. */
 static int64_t divide(workspace *w, float *memory, const struct attention_job *job) {
@@ -110,14 +106,11 @@ static void attend(const struct attention_job *job, const workspace *w, const sp
   }
 }
 
-static void clear_row(const spt_attention_problem *p, const spt_sequence *s, int64_t head,
-                      int64_t query) {
-  spt_matrix out = spt_head_matrix(&p->out, s->number, s->q_start + query, head, 1, p->dv);
-  for (int64_t f = 0; f < p->dv; f++) {
-    spt_store(out.data, out.dtype, f * out.col, 0.0f);
-  }
-  if (p->lse.data != NULL) {
-    *spt_head_float(&p->lse, s->number, s->q_start + query, head) = -INFINITY;
+static void clear_padding(const spt_attention_problem *p, const spt_sequence *s, int64_t head) {
+  spt_matrix out = spt_head_matrix(&p->out, s->number, s->q_start, head, s->query_rows, p->dv);
+  spt_clear_rows(&out, s->queries, s->query_rows);
+  for (int64_t i = s->queries; p->lse.data != NULL && i < s->query_rows; i++) {
+    *spt_head_float(&p->lse, s->number, s->q_start + i, head) = -INFINITY;
   }
 }
 
@@ -134,7 +127,7 @@ static void attend_part(void *context, int64_t task, int worker) {
   const spt_attention_problem *p = job->p;
   int64_t part = task % job->parts, kv_head = task / job->parts % p->kv_heads;
   spt_sequence s = spt_sequence_of(p, task / job->parts / p->kv_heads);
-  int64_t blocks = ceil_div(s.queries, SPT_LANES);
+  int64_t blocks = spt_ceil_div(s.queries, SPT_LANES);
   int64_t begin = blocks * part / job->parts, end = blocks * (part + 1) / job->parts;
   int piece = spt_take_piece(&job->pieces, worker);
   workspace w;
@@ -154,8 +147,8 @@ static void attend_part(void *context, int64_t task, int worker) {
     for (int64_t block = begin; block < end; block++) {
       attend(job, &w, &s, head, block * SPT_LANES, sum);
     }
-    for (int64_t i = s.queries; part == 0 && i < s.query_rows; i++) {
-      clear_row(p, &s, head, i);
+    if (part == 0) {
+      clear_padding(p, &s, head);
     }
   }
   if (w.tokens != NULL) {
@@ -202,7 +195,7 @@ static int64_t parts_for(const spt_attention_problem *p, int64_t tasks, int widt
     most = queries > most ? queries : most;
   }
   int64_t useful = most / (PART_BLOCKS * SPT_LANES);
-  int64_t wanted = width == 1 ? 1 : ceil_div(TASKS_PER_THREAD * width, tasks);
+  int64_t wanted = width == 1 ? 1 : spt_ceil_div(TASKS_PER_THREAD * width, tasks);
   int64_t parts = wanted < useful ? wanted : useful;
   return parts > 1 ? parts : 1;
 }
@@ -219,7 +212,7 @@ spt_status spt_cpu_attention(void *state, const spt_attention_problem *p, spt_er
   struct attention_job job = {.tier = spt_cpu_tier_in_use(), .p = p};
   job.parts = parts_for(p, tasks, width);
   job.group = p->heads / p->kv_heads;
-  job.key_panels = ceil_div(spt_most_keys(p), SPT_LANES);
+  job.key_panels = spt_ceil_div(spt_most_keys(p), SPT_LANES);
   tasks *= job.parts;
   if (p->token_importance.data != NULL) {
     int64_t keys = p->kv_offsets != NULL ? p->kv_offsets[p->sequences] : p->sequences * p->keys;

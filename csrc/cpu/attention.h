@@ -32,6 +32,8 @@ static inline spt_sequence spt_sequence_of(const spt_attention_problem *p, int64
   return s;
 }
 
+static inline int64_t spt_ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 static inline int64_t spt_most_keys(const spt_attention_problem *p) {
   int64_t most = 0;
   for (int64_t n = 0; n < p->sequences; n++) {
@@ -51,6 +53,14 @@ static inline spt_matrix spt_head_matrix(const spt_heads *x, int64_t sequence, i
                       .cols = cols,
                       .row = x->token,
                       .col = x->feature};
+}
+
+static inline void spt_clear_rows(const spt_matrix *m, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; row++) {
+    for (int64_t c = 0; c < m->cols; c++) {
+      spt_store(m->data, m->dtype, row * m->row + c * m->col, 0.0f);
+    }
+  }
 }
 
 static inline float *spt_head_float(const spt_heads *x, int64_t sequence, int64_t token,

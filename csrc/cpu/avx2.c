@@ -1,6 +1,7 @@
 /* The AVX2 tier (with FMA and F16C): registers of 8 floats, two to a panel's row. */
 #include "simd/panel.h"
 #include "simd/attention.h"
+#include "simd/attention_backward.h"
 #include "simd/linear.h"
 #include "simd/rows.h"
 #include "simd/groups.h"

@@ -75,9 +75,9 @@ static inline int64_t spt_attention_scratch(int64_t d, int64_t dv, int64_t keys,
 }
 
 /* The gradients of such a block, from the recomputed probabilities. The keys are [0, keys), lanes
- * from `lanes` on hold zeros in q and grad, keys past the end hold zeros in k and v. */
+ * from `lanes` on hold zeros in q, out and grad, keys past the end hold zeros in k and v. */
 typedef struct spt_attention_backward_block {
-  const float *q, *grad;      /* (d, 16), (dv, 16): grad is the output's */
+  const float *q, *out, *grad; /* (d, 16), (dv, 16), (dv, 16): grad is the output's */
   const float *k, *v;         /* panels (d, 16), (dv, 16) */
   int64_t k_stride, v_stride; /* floats from panel to panel, for the gradients too */
   int64_t d, dv, keys;
@@ -86,8 +86,8 @@ typedef struct spt_attention_backward_block {
   float scale;
   const float *added;
   const spt_attention_dropout *dropout;
-  const float *lse, *delta; /* (16); delta = sum of grad * out over features */
-  float *scratch;           /* spt_attention_backward_scratch() floats */
+  const float *lse; /* (16) */
+  float *scratch;   /* spt_attention_backward_scratch() floats */
   float *q_grad;            /* (d, 16), written */
   float *k_grad, *v_grad;   /* panels, added to */
   float *scores_grad;       /* (keys, 16), written; or NULL */
@@ -96,7 +96,7 @@ typedef struct spt_attention_backward_block {
 #define SPT_ATTENTION_BACKWARD_CHUNK 128
 
 static inline int64_t spt_attention_backward_scratch(int64_t d) {
-  return (d + 4 * SPT_ATTENTION_BACKWARD_CHUNK) * SPT_LANES;
+  return (d + 2 * SPT_ATTENTION_BACKWARD_CHUNK + SPT_LANES) * SPT_LANES;
 }
 
 /* What a group's sum of squares becomes. */

@@ -8,3 +8,4 @@
 .square_columns = square_columns, .square_sum = square_sum, .group_values = group_values,
 .scale_row = scale_row, .add_scaled_row = add_scaled_row,
 .attention_block = attention_block,
+.attention_backward_block = attention_backward_block,

@@ -134,8 +134,8 @@ static spt_status check_lengths(const char *op, const spt_tensor *lengths, spt_a
   }
   if (p->queries != p->keys) {
     return spt_fail(err, SPT_INVALID_VALUE,
-                    "%s: k.shape[1] is %lld, expected %lld, as many keys as queries beside lengths",
-                    op, (long long)p->keys, (long long)p->queries);
+                    "%s: lengths beside %lld queries and %lld keys, expected as many of both", op,
+                    (long long)p->queries, (long long)p->keys);
   }
   SPT_TRY(check_int64(op, "lengths", lengths, p->sequences, err));
   p->lengths = lengths->data;
