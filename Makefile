@@ -5,6 +5,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 DEMO_RUN ?= demo-run
+DEMO_ARGS ?= --preset demo --model minilm --data data/qa --sparsity 0.5
 PYTEST_ARGS ?=
 
 BIN := $(VENV)/bin
@@ -17,8 +18,15 @@ FORMATTED := $(filter csrc/%,$(CORE_SOURCES))
 .DELETE_ON_ERROR:
 .PHONY: demo test install lint format bench test-sanitize test-scalar clean distclean
 
+# A demo that was stopped goes on; one that is through starts anew.
 demo: $(STAMPS)/demo
-	$(BIN)/python -m spatile --help > /dev/null
+	@[ ! -e $(DEMO_RUN)/report.json ] || rm -rf $(DEMO_RUN)
+	@if [ -e $(DEMO_RUN)/run.json ]; then set -- --resume; else set -- $(DEMO_ARGS); fi; \
+	  echo "spatile finetune $$* --out $(DEMO_RUN)"; $(BIN)/spatile finetune "$$@" --out $(DEMO_RUN)
+	@echo; echo "Does the sentence answer the question?"
+	@$(BIN)/spatile predict $(DEMO_RUN) \
+	  "When was the tower finished?" "After two years of work the tower was completed in 1889." \
+	  "When was the tower finished?" "Visitors reach the top by stairs or by lift."
 
 test: $(STAMPS)/test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
