@@ -53,6 +53,20 @@ static PyObject *set_num_threads(PyObject *self, PyObject *n) {
 static PyMethodDef methods[] = {
     SPT_PY_METHOD(linear, "linear(x, w, out, bias, residual, activation)"),
     SPT_PY_METHOD(linear_backward, "linear_backward(grad, x, w, dx, dw, dbias)"),
+    SPT_PY_METHOD(group_norms, "group_norms(w, group_rows, group_cols, norms)"),
+    SPT_PY_METHOD(group_beta, "group_beta(w, group_rows, group_cols, eps, beta)"),
+    SPT_PY_METHOD(group_lasso, "group_lasso(w, group_rows, group_cols, beta)"),
+    SPT_PY_METHOD(group_lasso_grad,
+                  "group_lasso_grad(w, group_rows, group_cols, beta, strength, grad, add)"),
+    SPT_PY_METHOD(group_shrink, "group_shrink(w, group_rows, group_cols, beta, strength)"),
+    SPT_PY_METHOD(apply_mask, "apply_mask(w, group_rows, group_cols, mask)"),
+    SPT_PY_METHOD(expand_mask, "expand_mask(mask, group_rows, group_cols, expanded)"),
+    SPT_PY_METHOD(prune_mask, "prune_mask(matrices, sparsity, scope)"),
+    SPT_PY_METHOD(layer_norm, "layer_norm(x, weight, bias, residual, eps, out)"),
+    SPT_PY_METHOD(gelu, "gelu(x, tanh, out)"),
+    SPT_PY_METHOD(softmax, "softmax(x, out)"),
+    SPT_PY_METHOD(embedding, "embedding(ids, table, out)"),
+    SPT_PY_METHOD(topk, "topk(scores, k, offsets, values, indices)"),
     SPT_PY_METHOD(attention, "attention(q, k, v, out, mask, bias, lengths, offsets, kv_offsets, lse, "
                              "token_importance, head_importance, causal, window_left, "
                              "window_right, scale, dropout, seed)"),

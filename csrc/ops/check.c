@@ -1,5 +1,6 @@
 #include "check.h"
 
+#include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -140,4 +141,46 @@ int64_t spt_element_count(const spt_tensor *t) {
     n *= t->shape[i];
   }
   return n;
+}
+
+spt_status spt_check_shape(const char *op, const char *arg, const spt_tensor *t,
+                           const spt_tensor *other, spt_error *err) {
+  SPT_TRY(spt_check_ndim(op, arg, t, other->ndim, err));
+  for (int i = 0; i < t->ndim; i++) {
+    SPT_TRY(spt_check_dim(op, arg, t, i, other->shape[i], err));
+  }
+  return SPT_OK;
+}
+
+spt_status spt_check_amount(const char *op, const char *arg, double value, spt_error *err) {
+  if (!isfinite(value) || value < 0.0) {
+    return spt_fail(err, SPT_INVALID_VALUE, "%s: %s is %g, expected a finite number of at least 0",
+                    op, arg, value);
+  }
+  return SPT_OK;
+}
+
+void spt_merge_axes(spt_tensor *const *tensors, int count, int kept) {
+  int ndim = tensors[0]->ndim, n = 0;
+  for (int i = 0; i < ndim; i++) {
+    bool free_axis = i < ndim - kept;
+    if (free_axis && tensors[0]->shape[i] == 1) {
+      continue;
+    }
+    bool joins = free_axis && n > 0;
+    for (int t = 0; joins && t < count; t++) {
+      joins = tensors[t]->stride[n - 1] == tensors[t]->stride[i] * tensors[t]->shape[i];
+    }
+    for (int t = 0; t < count; t++) {
+      spt_tensor *to = tensors[t];
+      int64_t before = joins ? to->shape[n - 1] : 1;
+      int at = joins ? n - 1 : n;
+      to->shape[at] = before * to->shape[i];
+      to->stride[at] = to->stride[i];
+    }
+    n += joins ? 0 : 1;
+  }
+  for (int t = 0; t < count; t++) {
+    tensors[t]->ndim = n;
+  }
 }

@@ -27,4 +27,14 @@ spt_matrix spt_matrix_of(const spt_tensor *t);
 spt_matrix spt_row_of(const spt_tensor *t); /* 1-D (n) as (1, n) */
 int64_t spt_element_count(const spt_tensor *t);
 
+/* Two tensors of one shape: `arg` is t, `other` is what it must agree with. */
+SPT_WARN_UNUSED spt_status spt_check_shape(const char *op, const char *arg, const spt_tensor *t,
+                                           const spt_tensor *other, spt_error *err);
+/* A finite number of at least 0. */
+SPT_WARN_UNUSED spt_status spt_check_amount(const char *op, const char *arg, double value,
+                                            spt_error *err);
+/* Joins neighbouring axes that all the tensors step through alike; the last `kept` stay. The tensors
+ * agree in all other axes. Axes of one element go. */
+void spt_merge_axes(spt_tensor *const *tensors, int count, int kept);
+
 #endif

@@ -31,6 +31,14 @@ static inline vec vec_load(const float *p) { return *(const vec_unaligned *)p; }
 static inline void vec_store(float *p, vec v) { *(vec_unaligned *)p = v; }
 static inline vec vec_set(float value) { return value - (vec){0}; }
 
+/* Rounded to nearest even; a NaN stays one though its payload may be cut. */
+static inline vec_int vec_bf16_bits(vec a) {
+  vec_int bits = (vec_int)a;
+  vec_int nan = (bits & 0x7fffffff) > 0x7f800000;
+  vec_int rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  return ((nan & (bits >> 16 | 0x40)) | (~nan & rounded)) & 0xffff;
+}
+
 #if VEC_WIDTH == 16
 static inline vec vec_max(vec a, vec b) { return (vec)_mm512_max_ps((__m512)a, (__m512)b); }
 static inline vec vec_min(vec a, vec b) { return (vec)_mm512_min_ps((__m512)a, (__m512)b); }
@@ -47,6 +55,19 @@ static inline vec vec_load_f16(const uint16_t *p) {
 static inline vec vec_load_bf16(const uint16_t *p) {
   return (vec)_mm512_slli_epi32(
       _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16);
+}
+static inline void vec_store_f16(uint16_t *p, vec a) {
+  _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph((__m512)a, _MM_FROUND_TO_NEAREST_INT));
+}
+static inline void vec_store_bf16(uint16_t *p, vec a) {
+  _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16((__m512i)vec_bf16_bits(a)));
+}
+/* The first n < 16 lanes; the others load as zero. */
+static inline vec vec_load_part(const float *p, int64_t n) {
+  return (vec)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
+}
+static inline void vec_store_part(float *p, vec a, int64_t n) {
+  _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)a);
 }
 #else
 static inline vec vec_max(vec a, vec b) { return (vec)_mm256_max_ps((__m256)a, (__m256)b); }
@@ -70,6 +91,24 @@ static inline vec vec_load_f16(const uint16_t *p) {
 }
 static inline vec vec_load_bf16(const uint16_t *p) {
   return (vec)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16);
+}
+static inline void vec_store_f16(uint16_t *p, vec a) {
+  _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph((__m256)a, _MM_FROUND_TO_NEAREST_INT));
+}
+static inline void vec_store_bf16(uint16_t *p, vec a) {
+  __m256i bits = (__m256i)vec_bf16_bits(a);
+  _mm_storeu_si128((__m128i *)p, _mm_packus_epi32(_mm256_castsi256_si128(bits),
+                                                  _mm256_extracti128_si256(bits, 1)));
+}
+/* The first n < 8 lanes; the others load as zero. */
+static inline __m256i vec_part_mask(int64_t n) {
+  return (__m256i)((vec_int){0, 1, 2, 3, 4, 5, 6, 7} < (int32_t)n);
+}
+static inline vec vec_load_part(const float *p, int64_t n) {
+  return (vec)_mm256_maskload_ps(p, vec_part_mask(n));
+}
+static inline void vec_store_part(float *p, vec a, int64_t n) {
+  _mm256_maskstore_ps(p, vec_part_mask(n), (__m256)a);
 }
 #endif
 

@@ -1,22 +1,48 @@
 """The ops, as users call them: see each function. Twins in float64: :mod:`spatile.reference`."""
 
+from spatile.ops.activations import embedding, gelu, layer_norm, softmax
 from spatile.ops.attention import (
     AttentionGrads,
     AttentionResult,
     attention,
     attention_backward,
 )
+from spatile.ops.groups import (
+    add_group_lasso_grad_,
+    group_beta,
+    group_lasso,
+    group_lasso_grad,
+    group_norms,
+    group_shrink_,
+)
 from spatile.ops.linear import LinearGrads, linear, linear_backward
+from spatile.ops.masks import apply_mask_, expand_mask, prune_mask
 from spatile.ops.sparse_matrix import SparseMatrix, pack
+from spatile.ops.topk import TopK, topk
 
 __all__ = [
     "AttentionGrads",
     "AttentionResult",
     "LinearGrads",
     "SparseMatrix",
+    "TopK",
+    "add_group_lasso_grad_",
+    "apply_mask_",
     "attention",
     "attention_backward",
+    "embedding",
+    "expand_mask",
+    "gelu",
+    "group_beta",
+    "group_lasso",
+    "group_lasso_grad",
+    "group_norms",
+    "group_shrink_",
+    "layer_norm",
     "linear",
     "linear_backward",
     "pack",
+    "prune_mask",
+    "softmax",
+    "topk",
 ]
