@@ -51,9 +51,8 @@ static void lane_probabilities(const spt_attention_block *b, int lane, int64_t b
 
 static void lane_drop(const spt_attention_block *b, int lane, int64_t begin, int64_t end, float *p) {
   for (int64_t j = begin; j < end; j++) {
-    float keep[4][SPT_LANES];
-    philox_keep(keep, b->dropout, (uint32_t)(j / 4), (uint32_t)(b->query + lane - b->lane_begin));
-    p[j - begin] *= keep[j % 4][0] * b->dropout->kept_scale;
+    bool kept = philox_keeps(b->dropout, (uint32_t)(b->query + lane - b->lane_begin), (uint32_t)j);
+    p[j - begin] *= kept ? b->dropout->kept_scale : 0.0f;
   }
 }
 

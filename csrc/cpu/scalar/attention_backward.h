@@ -34,9 +34,8 @@ static void add_pair_gradient(const spt_attention_backward_block *b, int lane, i
   }
   float p = expf(score - b->lse[lane]), survival = 1.0f;
   if (b->dropout != NULL) {
-    float keep[4][SPT_LANES];
-    philox_keep(keep, b->dropout, (uint32_t)(j / 4), (uint32_t)(b->query + lane));
-    survival = keep[j % 4][0] * b->dropout->kept_scale;
+    bool kept = philox_keeps(b->dropout, (uint32_t)(b->query + lane), (uint32_t)j);
+    survival = kept ? b->dropout->kept_scale : 0.0f;
   }
   float g = dot_features(b->grad + lane, b->v + v_at, b->dv) * survival;
   float ds = p * (g - delta);

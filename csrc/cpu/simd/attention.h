@@ -3,8 +3,8 @@
  * same loop: one register of x against ATTENTION_ROWS broadcast rows. */
 #include <math.h>
 
-#include "../philox.h"
 #include "math.h"
+#include "philox.h"
 
 #if VEC_WIDTH == 16
 #define ATTENTION_ROWS 16 /* 16 independent sums hide the FMA's latency */
@@ -207,12 +207,12 @@ static inline vec exponentiate(float *scores, int64_t n, softmax_state *s, int v
 static void drop(float *p, int64_t begin, int64_t end, const spt_attention_dropout *dropout,
                  int64_t query) {
   for (int64_t block = begin / 4; block * 4 < end; block++) {
-    float keep[4][SPT_LANES];
+    vec_int keep[4][VECS];
     philox_keep(keep, dropout, (uint32_t)block, (uint32_t)query);
     for (int64_t j = block * 4; j < block * 4 + 4; j++) {
       for (int v = 0; j >= begin && j < end && v < VECS; v++) {
         float *at = p + (j - begin) * SPT_LANES + v * VEC_WIDTH;
-        vec_store(at, vec_load(at) * vec_load(keep[j % 4] + v * VEC_WIDTH));
+        vec_store(at, (vec)((vec_int)vec_load(at) & keep[j % 4][v]));
       }
     }
   }

@@ -17,39 +17,45 @@ struct gradient_tiles {
   float *transposed; /* (16, 16) */
 };
 
+/* Probability and score gradient of one key for the queries of register v, in place. */
+static inline void differentiate_score(const spt_attention_backward_block *b, float *p, float *ds,
+                                       vec score, vec_int keep, vec lse, vec delta, vec_int live) {
+  vec share = (vec)((vec_int)vec_exp(score - lse) & live), survival = vec_set(1.0f);
+  if (b->dropout != NULL) {
+    survival = (vec)((vec_int)vec_set(b->dropout->kept_scale) & keep);
+  }
+  vec gradient = share * (vec_load(ds) * survival - delta);
+  vec_store(p, share * survival);
+  vec_store(ds, (vec)((vec_int)gradient & live));
+}
+
 /* From scores and v grad, in place, to P and dS of keys [begin, begin + n) of the sequence. Rows of
  * the last panel that stand for no key become zero. */
 static void differentiate(const spt_attention_backward_block *b, const struct gradient_tiles *t,
-                          const vec *deltas, int64_t begin, int64_t n, int64_t rows) {
+                          const vec *delta, int64_t begin, int64_t n, int64_t rows) {
   visible_keys seen = visible_in(b->first_key, b->last_key, begin, begin + n);
+  vec lse[VECS];
+  vec_int live[VECS], keep[4][VECS];
   for (int v = 0; v < VECS; v++) {
-    vec lse = vec_load(b->lse + v * VEC_WIDTH), delta = deltas[v];
+    lse[v] = vec_load(b->lse + v * VEC_WIDTH);
     /* A row that sees nothing has lse -inf: exp(-inf - (-inf)) would be NaN. */
-    vec_int live = lane_mask(0, b->lanes, v) & (lse != vec_set(-INFINITY));
-    float keep[4][SPT_LANES];
-    for (int64_t j = 0; j < n; j++) {
-      float *p = t->p + j * SPT_LANES + v * VEC_WIDTH, *ds = t->ds + j * SPT_LANES + v * VEC_WIDTH;
-      const float *added = b->added;
-      if (added != NULL) {
-        added += (begin + j) * SPT_LANES + v * VEC_WIDTH;
-      }
-      vec share = vec_exp(hide(vec_load(p), &seen, v, (int32_t)j, added) - lse);
-      share = (vec)((vec_int)share & live);
-      vec survival = vec_set(1.0f);
-      if (b->dropout != NULL) {
-        if (j % 4 == 0) { /* begin is a multiple of 16 */
-          philox_keep(keep, b->dropout, (uint32_t)((begin + j) / 4), (uint32_t)b->query);
-        }
-        survival = vec_load(keep[j % 4] + v * VEC_WIDTH) * vec_set(b->dropout->kept_scale);
-      }
-      vec gradient = share * (vec_load(ds) * survival - delta);
-      vec_store(p, share * survival);
-      vec_store(ds, (vec)((vec_int)gradient & live));
+    live[v] = lane_mask(0, b->lanes, v) & (lse[v] != vec_set(-INFINITY));
+  }
+  memset(keep, 0, sizeof keep);
+  for (int64_t j = 0; j < n; j++) {
+    if (b->dropout != NULL && j % 4 == 0) { /* begin is a multiple of 16 */
+      philox_keep(keep, b->dropout, (uint32_t)((begin + j) / 4), (uint32_t)b->query);
     }
-    for (int64_t j = n; j < rows; j++) {
-      vec_store(t->p + j * SPT_LANES + v * VEC_WIDTH, vec_set(0.0f));
-      vec_store(t->ds + j * SPT_LANES + v * VEC_WIDTH, vec_set(0.0f));
+    for (int v = 0; v < VECS; v++) {
+      int64_t at = j * SPT_LANES + v * VEC_WIDTH;
+      const float *added = b->added != NULL ? b->added + begin * SPT_LANES + at : NULL;
+      vec score = hide(vec_load(t->p + at), &seen, v, (int32_t)j, added);
+      differentiate_score(b, t->p + at, t->ds + at, score, keep[j % 4][v], lse[v], delta[v],
+                          live[v]);
     }
+  }
+  for (int64_t at = n * SPT_LANES; at < rows * SPT_LANES; at++) {
+    t->p[at] = t->ds[at] = 0.0f;
   }
 }
 
