@@ -9,6 +9,7 @@ import numpy as np
 
 from spatile import _core
 from spatile.ops.arrays import Array, to_numpy
+from spatile.ops.masks import expand_mask
 from spatile.patterns import Element, Pattern, PatternLike, as_pattern
 
 __all__ = ["SparseMatrix", "pack"]
@@ -138,16 +139,6 @@ def _check(w: np.ndarray[Any, Any], mask: np.ndarray[Any, Any] | None, pattern: 
         raise ValueError(f"pack: mask.shape is {mask.shape}, expected {expected} for {pattern}")
 
 
-def _expand(
-    mask: np.ndarray[Any, Any] | None, shape: tuple[int, int], pattern: Pattern
-) -> np.ndarray[Any, Any]:
-    if mask is None:
-        return np.ones(shape, bool)
-    rows, cols = pattern.group_shape(shape)
-    row_of = np.arange(shape[0]) // rows
-    return mask[row_of][:, np.arange(shape[1]) // cols]
-
-
 def csr_form(w: np.ndarray[Any, Any], keep: np.ndarray[Any, Any]) -> dict[str, Any]:
     """``values`` and ``index`` of compressed sparse rows, from weights and a mask of elements."""
     counts = keep.sum(axis=1, dtype=np.int64)
@@ -230,7 +221,7 @@ def pack(
     kept = None if mask is None else to_numpy("pack", "mask", mask)
     _check(dense, kept, pattern)
     shape = (dense.shape[0], dense.shape[1])
-    keep = _expand(kept, shape, pattern)
+    keep = np.ones(shape, bool) if kept is None else expand_mask(kept, shape, pattern=pattern)
     dense = dense.astype(np.float32, copy=False)
     form = csr_form if isinstance(pattern, Element) and mask is not None else strips_form
     return SparseMatrix(shape=shape, pattern=pattern, nnz=int(keep.sum()), **form(dense, keep))
