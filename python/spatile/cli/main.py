@@ -64,7 +64,9 @@ def _parser() -> argparse.ArgumentParser:
     for command in _COMMANDS:
         added = command.add(commands)
         added.set_defaults(run=command.run)
-        added.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        added.add_argument(
+            "--debug", action="store_true", default=False, help="show the traceback of an error"
+        )
     return parser
 
 

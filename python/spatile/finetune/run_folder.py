@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from spatile.finetune.settings import Settings
 from spatile.sparsity import write_atomically
 
-__all__ = ["RunFolder", "write_folder"]
+__all__ = ["RunFolder", "disk_is_full", "write_folder"]
 
 _FORMAT, _VERSION = "spatile.run", 1
 
@@ -163,7 +163,7 @@ def write_folder(path: Path, write: Callable[[Path], None]) -> None:
             fresh.rename(path)
     except BaseException as error:
         shutil.rmtree(fresh, ignore_errors=True)
-        if _is_full(error):
+        if disk_is_full(error):
             raise OSError(errno.ENOSPC, "no space left while saving", str(path)) from error
         raise
 
@@ -175,9 +175,10 @@ def _flush(file: Path) -> None:
     os.close(handle)
 
 
-def _is_full(error: BaseException) -> bool:
-    # safetensors reports the operating system's error in words, with a type of its own.
+def disk_is_full(error: BaseException) -> bool:
+    """Whether saving failed for want of space, in the words of whichever library was saving."""
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    words = ("No space left", "File too large", "quota exceeded")
-    return type(error).__name__ == "SafetensorError" and any(w in str(error) for w in words)
+    # safetensors and torch report the operating system's error in words only.
+    words = ("No space left", "File too large", "quota exceeded", "inline_container.cc")
+    return isinstance(error, Exception) and any(w in str(error) for w in words)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import signal
 import threading
@@ -25,7 +26,7 @@ from spatile.finetune.checkpoints import (
 from spatile.finetune.data.task import Task
 from spatile.finetune.progress import Progress
 from spatile.finetune.recorder import AfterPruning, BeforePruning
-from spatile.finetune.run_folder import RunFolder
+from spatile.finetune.run_folder import RunFolder, disk_is_full
 from spatile.finetune.scoring import predict_logits
 from spatile.finetune.settings import Settings
 from spatile.finetune.tasks import scores_of
@@ -114,7 +115,13 @@ def train(run: RunFolder, job: Job, progress: Progress) -> None:
             teacher=_teacher(run, data) if settings.distill > 0 else None,
         )
         with _interruptible(after.interrupt):
-            trainer.train(resume_from_checkpoint=last_checkpoint(run.trainer))
+            try:
+                trainer.train(resume_from_checkpoint=last_checkpoint(run.trainer))
+            except Exception as error:
+                if isinstance(error, OSError) and error.filename or not disk_is_full(error):
+                    raise
+                words = "no space left while saving; the run can be resumed"
+                raise OSError(errno.ENOSPC, words, str(run.trainer)) from error
     progress.end()
 
 
