@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import warnings
 from pathlib import Path
@@ -278,6 +280,24 @@ def test_last_checkpoint_passes_over_unfinished_ones(
     tensors.write_bytes(tensors.read_bytes()[:-5])
     assert last_checkpoint(root) == str(root / "checkpoint-6")
     assert last_checkpoint(tmp_path / "nowhere") is None
+
+
+def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint_whole(
+    make_bert: Any, train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Fill(transformers.TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 9:
+                monkeypatch.setattr(os, "fsync", full)
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match=r"No space left.*checkpoint-9.*spatile_pruning"):
+        train(make_bert(), [pruning(), Fill()], save_strategy="steps", save_steps=3)
+    monkeypatch.undo()
+    assert last_checkpoint(tmp_path / "run") == str(tmp_path / "run" / "checkpoint-6")
+    assert not list((tmp_path / "run" / "checkpoint-9").glob("*spatile_pruning*"))
 
 
 def test_best_model_is_never_one_from_before_the_pruning(

@@ -33,7 +33,8 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
     ``strength`` is the penalty's full λ, reached by the ramp of ``stages``. ``"auto"`` takes the
     one that takes at most the fraction ``shrink`` off the groups at the edge of being pruned
     (:meth:`Pruner.strength_for`), from the norms and learning rates of the run. ``method``,
-    ``eps`` and ``scope`` are :class:`Pruner`'s.
+    ``eps`` and ``scope`` are :class:`Pruner`'s. ``evaluate_when_pruned`` asks the Trainer for an
+    evaluation straight after the pruning, besides its own.
 
     Per optimizer step, however many batches it accumulates: the penalty's gradient after clipping
     (method ``"gradient"``), or the proximal step after the optimizer's (``"proximal"``), then
