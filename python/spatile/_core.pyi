@@ -1,8 +1,6 @@
 from typing import Any
 
-def linear(
-    x: Any, w: Any, out: Any, bias: Any, residual: Any, activation: int, /
-) -> None: ...
+def linear(x: Any, w: Any, out: Any, bias: Any, residual: Any, activation: int, /) -> None: ...
 def linear_backward(grad: Any, x: Any, w: Any, dx: Any, dw: Any, dbias: Any, /) -> None: ...
 def group_norms(w: Any, group_rows: int, group_cols: int, norms: Any, /) -> None: ...
 def group_beta(w: Any, group_rows: int, group_cols: int, eps: float, beta: Any, /) -> None: ...
@@ -18,26 +16,66 @@ def expand_mask(mask: Any, group_rows: int, group_cols: int, expanded: Any, /) -
 def prune_mask(
     matrices: tuple[tuple[Any, int, int, Any], ...], sparsity: float, scope: int, /
 ) -> None: ...
-def layer_norm(
-    x: Any, weight: Any, bias: Any, residual: Any, eps: float, out: Any, /
-) -> None: ...
+def layer_norm(x: Any, weight: Any, bias: Any, residual: Any, eps: float, out: Any, /) -> None: ...
 def gelu(x: Any, tanh: bool, out: Any, /) -> None: ...
 def softmax(x: Any, out: Any, /) -> None: ...
 def embedding(ids: Any, table: Any, out: Any, /) -> None: ...
 def topk(scores: Any, k: Any, offsets: Any, values: Any, indices: Any, /) -> None: ...
 def attention(
-    q: Any, k: Any, v: Any, out: Any, mask: Any, bias: Any, lengths: Any, offsets: Any,
-    kv_offsets: Any, lse: Any, token_importance: Any, head_importance: Any, causal: bool,
-    window_left: int, window_right: int, scale: float, dropout: float, seed: int, /,
+    q: Any,
+    k: Any,
+    v: Any,
+    out: Any,
+    mask: Any,
+    bias: Any,
+    lengths: Any,
+    offsets: Any,
+    kv_offsets: Any,
+    lse: Any,
+    token_importance: Any,
+    head_importance: Any,
+    causal: bool,
+    window_left: int,
+    window_right: int,
+    scale: float,
+    dropout: float,
+    seed: int,
+    /,
 ) -> None: ...
 def attention_backward(
-    q: Any, k: Any, v: Any, out: Any, mask: Any, bias: Any, lengths: Any, offsets: Any,
-    kv_offsets: Any, lse: Any, grad: Any, dq: Any, dk: Any, dv: Any, dbias: Any, causal: bool,
-    window_left: int, window_right: int, scale: float, dropout: float, seed: int, /,
+    q: Any,
+    k: Any,
+    v: Any,
+    out: Any,
+    mask: Any,
+    bias: Any,
+    lengths: Any,
+    offsets: Any,
+    kv_offsets: Any,
+    lse: Any,
+    grad: Any,
+    dq: Any,
+    dk: Any,
+    dv: Any,
+    dbias: Any,
+    causal: bool,
+    window_left: int,
+    window_right: int,
+    scale: float,
+    dropout: float,
+    seed: int,
+    /,
 ) -> None: ...
 def strips(
-    out: int, in_: int, run_ptr: Any, value_ptr: Any, run_start: Any, run_len: Any, values: Any,
-    rows: Any, /,
+    out: int,
+    in_: int,
+    run_ptr: Any,
+    value_ptr: Any,
+    run_start: Any,
+    run_len: Any,
+    values: Any,
+    rows: Any,
+    /,
 ) -> object: ...
 def csr(out: int, in_: int, row_ptr: Any, col: Any, values: Any, /) -> object: ...
 

@@ -20,7 +20,28 @@ from transformers import (
 
 from spatile.sparsity import Plan, match
 
-WORDS = "[PAD] [UNK] [CLS] [SEP] the a cat dog sat ran on mat road it was not very good bad .".split()
+WORDS = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "the",
+    "a",
+    "cat",
+    "dog",
+    "sat",
+    "ran",
+    "on",
+    "mat",
+    "road",
+    "it",
+    "was",
+    "not",
+    "very",
+    "good",
+    "bad",
+    ".",
+]
 TEXTS = ["The cat sat on the mat.", "It ran.", "A dog was not very good. " * 7, "bad"]
 PAIRS = ["It sat.", "The dog ran on the road.", "good", "The cat was very bad."]
 
@@ -92,7 +113,9 @@ def torch_logits(
     rows = []
     with torch.no_grad():
         for i, t in zip(ids, types, strict=True):
-            extra = {} if model.config.model_type != "bert" else {"token_type_ids": torch.tensor([t])}
+            extra = (
+                {} if model.config.model_type != "bert" else {"token_type_ids": torch.tensor([t])}
+            )
             rows.append(model(torch.tensor([i]), **extra).logits[0].numpy())
     return np.stack(rows)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from spatile.inference import Encoder
-from spatile.inference.files import write_whole
 from spatile.sparsity import Plan
 
 from .conftest import TEXTS, make_model, prune, save
@@ -183,18 +184,21 @@ def test_predict_without_a_head_or_a_tokenizer(tmp_path: Path) -> None:
         encoder.encode(TEXTS)
 
 
-def test_a_failed_write_leaves_the_file_as_it_was(tmp_path: Path) -> None:
-    path = tmp_path / "kept.bin"
-    path.write_bytes(b"whole")
-
-    def fail(to: Path) -> None:
-        to.write_bytes(b"ha")
-        raise OSError(28, "No space left on device")
-
-    with pytest.raises(OSError, match="No space left"):
-        write_whole(path, fail)
-    assert path.read_bytes() == b"whole"
-    assert [p.name for p in tmp_path.iterdir()] == ["kept.bin"]
+def test_a_full_disk_leaves_the_packed_model_as_it_was(
+    packed: Path,
+) -> None:
+    """A limit on file sizes stands in for a full disk: both fail inside write()."""
+    before = {p.name: p.read_bytes() for p in packed.iterdir()}
+    code = (
+        "import resource, signal, sys; from spatile.inference import Encoder; "
+        f"e = Encoder.load({str(packed)!r}); signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000)); "
+        f"e.save({str(packed)!r})"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 1
+    assert "OSError" in run.stderr
+    assert {p.name: p.read_bytes() for p in packed.iterdir()} == before
 
 
 def test_half_precision_checkpoints_load(tmp_path: Path) -> None:

@@ -64,20 +64,25 @@ class Architecture:
         if self.family == "distilbert":
             base = f"transformer.layer.{i}"
             return LayerNames(
-                *(f"{base}.attention.{part}_lin" for part in ("q", "k", "v", "out")),
-                f"{base}.sa_layer_norm",
-                f"{base}.ffn.lin1",
-                f"{base}.ffn.lin2",
-                f"{base}.output_layer_norm",
+                query=f"{base}.attention.q_lin",
+                key=f"{base}.attention.k_lin",
+                value=f"{base}.attention.v_lin",
+                output=f"{base}.attention.out_lin",
+                norm1=f"{base}.sa_layer_norm",
+                up=f"{base}.ffn.lin1",
+                down=f"{base}.ffn.lin2",
+                norm2=f"{base}.output_layer_norm",
             )
         base = f"encoder.layer.{i}"
         return LayerNames(
-            *(f"{base}.attention.self.{part}" for part in ("query", "key", "value")),
-            f"{base}.attention.output.dense",
-            f"{base}.attention.output.LayerNorm",
-            f"{base}.intermediate.dense",
-            f"{base}.output.dense",
-            f"{base}.output.LayerNorm",
+            query=f"{base}.attention.self.query",
+            key=f"{base}.attention.self.key",
+            value=f"{base}.attention.self.value",
+            output=f"{base}.attention.output.dense",
+            norm1=f"{base}.attention.output.LayerNorm",
+            up=f"{base}.intermediate.dense",
+            down=f"{base}.output.dense",
+            norm2=f"{base}.output.LayerNorm",
         )
 
 

@@ -1,8 +1,8 @@
 """From weights and masks to the tables that the C engine runs.
 
 What a plan pruned is removed here for good: a value row that is gone takes its column of W_O (and
-what it still adds, its bias, goes into W_O's bias), a dead FFN neuron takes its column of the second
-matrix, a head without values takes its rows of W_Q and W_K. Source: E.T. (SC 2021).
+what it still adds, its bias, goes into W_O's bias), a dead FFN neuron takes its column of the
+second matrix, a head without values takes its rows of W_Q and W_K. Source: E.T. (SC 2021).
 """
 
 from __future__ import annotations
@@ -158,7 +158,9 @@ class _Product:
             index = form["index"]
             self.capsule = _core.csr(out, width, index["row_ptr"], index["col"], form["values"])
         else:
-            form = _stack([strips_form(m.w, m.keep) for m in matrices], [len(m.w) for m in matrices])
+            form = _stack(
+                [strips_form(m.w, m.keep) for m in matrices], [len(m.w) for m in matrices]
+            )
             i = form["index"]
             self.capsule = _core.strips(
                 out, width, i["run_ptr"], i["value_ptr"], i["run_start"], i["run_len"],

@@ -91,13 +91,13 @@ class Encoder:
         device: str = "cpu",
         compute: str = "float32",
     ) -> Encoder:
-        """Load a folder: a Hugging Face checkpoint (safetensors and config.json), or a packed model.
+        """Load a Hugging Face checkpoint (safetensors and config.json), or a packed model.
 
         Parameters
         ----------
         path : the folder
         plan : for a checkpoint whose pruned weights are zeros: the plan (or its file) that it was
-            pruned by; groups that are exactly zero are dropped and packed. A packed model has its own.
+            pruned by; groups that are exactly zero are dropped. A packed model has its own.
         device : "cpu"
         compute : "float32", what products are done in
 
@@ -149,11 +149,15 @@ class Encoder:
     # ---- running --------------------------------------------------------------------------------
 
     def tokenize(
-        self, texts: Sequence[str], pairs: Sequence[str] | None = None, *, max_tokens: int | None = None
+        self,
+        texts: Sequence[str],
+        pairs: Sequence[str] | None = None,
+        *,
+        max_tokens: int | None = None,
     ) -> tuple[list[list[int]], list[list[int]]]:
         """Token and type ids of each input, special tokens added, cut to ``max_tokens``.
 
-        Raises ValueError where the model folder has no tokenizer, or texts and pairs differ in count.
+        Raises ValueError where the model has no tokenizer, or texts and pairs differ in count.
         """
         if self._tokenizer is None:
             raise ValueError(f"{self._folder}: no tokenizer in the model's folder")
@@ -178,8 +182,8 @@ class Encoder:
         """Hidden states of token ids: (tokens, width) float32, and offsets (n + 1) int64.
 
         With ``first_only`` the result is (n, width): each input's first token alone, for which the
-        last layer computes nothing else. Raises ValueError for ids outside the vocabulary and inputs
-        longer than the model has positions.
+        last layer computes nothing else. Raises ValueError for ids outside the vocabulary and
+        inputs longer than the model has positions.
         """
         lengths = np.fromiter((len(i) for i in ids), np.int64, len(ids))
         a = self.architecture
@@ -268,9 +272,12 @@ class Encoder:
                     kept = int((np.outer(heights, widths) * mask).sum())
                 rows.append(
                     MatrixSummary(
-                        name, (w.shape[0], w.shape[1]), str(pattern or "dense"),
-                        1.0 - kept / w.size, 4 * kept,
-                    )  # fmt: skip
+                        name,
+                        (w.shape[0], w.shape[1]),
+                        str(pattern or "dense"),
+                        1.0 - kept / w.size,
+                        4 * kept,
+                    )
                 )
         dense = a.n_layers * (4 * a.width * a.width + 2 * a.width * a.inner)
         return Summary(
@@ -300,7 +307,7 @@ class Encoder:
         )
 
     def export(self, path: str | PathLike[str]) -> None:
-        """Write a dense Hugging Face checkpoint, zeros where pruned, that ``from_pretrained`` reads."""
+        """Write a dense Hugging Face checkpoint, zeros where pruned: ``from_pretrained`` reads it."""
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
         self._copy_tokenizer(folder)
@@ -320,7 +327,11 @@ class Encoder:
     def _copy_tokenizer(self, folder: Path) -> None:
         for name in _TOKENIZER_FILES:
             source = None if self._folder is None else self._folder / name
-            if source is not None and source.exists() and source.resolve() != (folder / name).resolve():
+            if (
+                source is not None
+                and source.exists()
+                and source.resolve() != (folder / name).resolve()
+            ):
                 shutil.copyfile(source, folder / name)
 
     def __repr__(self) -> str:

@@ -1,18 +1,18 @@
 """Reading and writing the files of a model folder. What is damaged is named; what is written is
-written beside and renamed, so that no crash leaves half a file under its final name."""
+written beside and renamed, so that no crash leaves half a file under its final name.
+"""
 
 from __future__ import annotations
 
 import json
-import os
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-__all__ = ["Tensors", "read_json", "read_tensors", "write_json", "write_tensors", "write_whole"]
+from spatile.sparsity import write_atomically
+
+__all__ = ["Tensors", "read_json", "read_tensors", "write_json", "write_tensors"]
 
 Tensors = dict[str, "np.ndarray[Any, Any]"]
 
@@ -52,37 +52,20 @@ def read_tensors(path: Path) -> Tensors:
     import safetensors
 
     try:
-        entries = safetensors.deserialize(path.read_bytes())
+        entries = safetensors.deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path}: not a whole safetensors file ({error})") from None
     return {name: _decode(path, name, entry) for name, entry in entries}
 
 
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, then put it in its place."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)  # mkstemp made it private
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
 def write_json(path: Path, data: object) -> None:
     """Write an object as indented JSON."""
     text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
-    write_whole(path, lambda to: to.write_text(text, encoding="utf-8") and None)
+    write_atomically(path, text.encode())
 
 
 def write_tensors(path: Path, tensors: Tensors) -> None:
     """Write a safetensors file."""
     from safetensors.numpy import save
 
-    data = save({name: np.ascontiguousarray(t) for name, t in tensors.items()})
-    write_whole(path, lambda to: to.write_bytes(data) and None)
+    write_atomically(path, save({name: np.ascontiguousarray(t) for name, t in tensors.items()}))

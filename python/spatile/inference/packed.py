@@ -98,7 +98,8 @@ def _unpack(path: Path, name: str, entry: Any, tensors: Tensors, weights: Encode
 
 def read_packed(folder: Path) -> tuple[EncoderWeights, dict[str, Any]]:
     """The weights and the manifest. Raises ValueError naming the file where either is damaged, or
-    written by a newer version."""
+    written by a newer version.
+    """
     path = folder / MANIFEST
     manifest = _read_manifest(path)
     tensors = read_tensors(folder / "model.safetensors")

@@ -58,8 +58,9 @@ class Summary:
         ]
         ratio = self.multiply_adds_per_token / max(1, self.dense_multiply_adds_per_token)
         lines.append(
-            f"{self.sparsity:.1%} of the weights pruned; {self.multiply_adds_per_token / 1e6:.2f} M "
-            f"multiply-adds a token, {ratio:.1%} of dense; {self.nbytes / 2**20:.1f} MiB packed"
+            f"{self.sparsity:.1%} of the weights pruned; "
+            f"{self.multiply_adds_per_token / 1e6:.2f} M multiply-adds a token, {ratio:.1%} of "
+            f"dense; {self.nbytes / 2**20:.1f} MiB packed"
         )
         return "\n".join(lines)
 

@@ -48,7 +48,7 @@ def shape_of(x: Array) -> tuple[int, ...]:
 
 
 def empty(like: Array, shape: tuple[int, ...], dtype: str | None = None) -> Array:
-    """An uninitialised array of the kind of ``like``; ``dtype`` a NumPy name, default like's own."""
+    """An uninitialised array of the kind of ``like``, of its dtype or the one named."""
     if isinstance(like, np.ndarray):
         return np.empty(shape, dtype=like.dtype if dtype is None else dtype)
     torch = sys.modules.get("torch")

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from spatile import _core
-from spatile.ops.arrays import Array, check_out, empty, kind_of, shape_of
+from spatile.ops.arrays import Array, check_out, empty, kind_of, shape_of, to_numpy
 from spatile.ops.sparse_matrix import SparseMatrix
 
 __all__ = ["LinearGrads", "linear", "linear_backward"]
@@ -170,4 +170,7 @@ def linear_backward(
     db = empty(grad, (width_out,)) if "bias" in need else None
     dx_rows = None if dx is None else _rows(op, "dx", dx, width_in)
     _core.linear_backward(grad_rows, x_rows, weight, dx_rows, dw, db)
+    kept = w.index.get("kept") if isinstance(w, SparseMatrix) else None
+    if dw is not None and kept is not None:
+        to_numpy(op, "dw", dw)[~kept] = 0
     return LinearGrads(dx, dw, db)

@@ -86,7 +86,9 @@ class SparseMatrix:
         if rows is None:
             rows = np.arange(n_strips * STRIP)
             rows = np.where(rows < self.shape[0], rows, -1)
-        per_column = rows.reshape(n_strips, STRIP)[np.repeat(np.arange(n_strips), np.diff(value_ptr))]
+        per_column = rows.reshape(n_strips, STRIP)[
+            np.repeat(np.arange(n_strips), np.diff(value_ptr))
+        ]
         total = int(length.sum())
         within = np.arange(total) - np.repeat(np.cumsum(length) - length, length)
         columns = np.repeat(start, length) + within
@@ -110,7 +112,8 @@ class SparseMatrix:
         np.add.at(grid, (r, c), 1.0)
         per_cell = max(1.0, self.shape[0] * self.shape[1] / grid.size)
         cells = "".join(
-            f'<rect x="{x}" y="{y}" width="1" height="1" fill-opacity="{min(1.0, v / per_cell):.2f}"/>'
+            f'<rect x="{x}" y="{y}" width="1" height="1" '
+            f'fill-opacity="{min(1.0, v / per_cell):.2f}"/>'
             for (y, x), v in np.ndenumerate(grid)
             if v
         )
@@ -169,6 +172,10 @@ def strips_form(w: np.ndarray[Any, Any], keep: np.ndarray[Any, Any]) -> dict[str
     values = np.ascontiguousarray(
         padded.reshape(n_strips, STRIP, width).transpose(0, 2, 1)[columns], np.float32
     )
+    kept = wanted.reshape(n_strips, STRIP, width).transpose(0, 2, 1)[columns]
+    stored = np.repeat(
+        np.arange(n_strips * STRIP).reshape(n_strips, STRIP) < out, columns.sum(1), 0
+    )
     edges = np.zeros((n_strips, width + 2), np.int8)
     edges[:, 1:-1] = columns
     step = np.diff(edges, axis=1)
@@ -184,6 +191,9 @@ def strips_form(w: np.ndarray[Any, Any], keep: np.ndarray[Any, Any]) -> dict[str
             "run_start": run_start.astype(np.int32),
             "run_len": (run_end - run_start).astype(np.int32),
             "rows": rows,
+            # Which stored weights belong to kept groups, where some do not: a column is stored for
+            # all 16 rows of its strip.
+            "kept": None if kept[stored].all() else np.ascontiguousarray(kept),
         },
     }
 
