@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal, Union
+from typing import Literal
 
 __all__ = ["Column", "Element", "Head", "Pattern", "Row", "Tile", "as_pattern"]
 
@@ -26,7 +26,7 @@ class Pattern:
         raise NotImplementedError
 
     def mask_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
-        """Groups along (out, in): the shape of norms, β and masks for a matrix of this ``shape``."""
+        """Groups along (out, in): the shape of norms, β and masks for a matrix of ``shape``."""
         rows, cols = self.group_shape(shape)
         return -(-shape[0] // rows), -(-shape[1] // cols)
 
@@ -103,7 +103,7 @@ class Head(Pattern):
         return f"head:{self.width}" if self.axis == "out" else f"head:{self.width}:in"
 
 
-PatternLike = Union[Pattern, str]
+PatternLike = Pattern | str
 
 _SPELLING = re.compile(
     r"(?:(?P<plain>row|column|element|tile)"

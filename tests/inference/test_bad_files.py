@@ -114,7 +114,7 @@ def test_config_that_is_no_json(folder: Path) -> None:
 
 def test_packed_manifest_of_a_newer_version(packed: Path) -> None:
     edit(packed / "spatile.json", version=2)
-    with pytest.raises(ValueError, match="version is 2, expected at most 1: .* newer spatile"):
+    with pytest.raises(ValueError, match=r"version is 2, expected at most 1: .* newer spatile"):
         Encoder.load(packed)
 
 

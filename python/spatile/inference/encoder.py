@@ -307,7 +307,7 @@ class Encoder:
         )
 
     def export(self, path: str | PathLike[str]) -> None:
-        """Write a dense Hugging Face checkpoint, zeros where pruned: ``from_pretrained`` reads it."""
+        """Write a dense checkpoint, zeros where pruned, for transformers' ``from_pretrained``."""
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
         self._copy_tokenizer(folder)
