@@ -67,7 +67,7 @@ static void pack_keys(const struct attention_job *job, const workspace *w, const
 
 /* 16 queries of a head, from the caller's arrays and back into them. */
 static void attend(const struct attention_job *job, const workspace *w, const spt_sequence *s,
-                   int64_t head, int64_t query, float *head_importance) {
+                   int64_t head, int64_t query, bool gather, float *head_importance) {
   const spt_attention_problem *p = job->p;
   int64_t left = s->queries - query;
   float lse[SPT_LANES];
@@ -75,7 +75,7 @@ static void attend(const struct attention_job *job, const workspace *w, const sp
   spt_matrix out = spt_head_matrix(&p->out, s->number, s->q_start, head, s->queries, p->dv);
   spt_attention_dropout dropout = spt_dropout_of(p, s->number, head);
   job->tier->panel_pack(w->q, &q, query);
-  if (w->added != NULL) {
+  if (gather) {
     spt_gather_added(w->added, p, s, head, query);
   }
   job->tier->attention_block(&(spt_attention_block){
@@ -145,7 +145,8 @@ static void attend_part(void *context, int64_t task, int worker) {
     }
     int64_t head = kv_head * job->group + g;
     for (int64_t block = begin; block < end; block++) {
-      attend(job, &w, &s, head, block * SPT_LANES, sum);
+      bool gather = w.added != NULL && spt_added_is_stale(p, g == 0, block == begin);
+      attend(job, &w, &s, head, block * SPT_LANES, gather, sum);
     }
     if (part == 0) {
       clear_padding(p, &s, head);

@@ -82,30 +82,49 @@ static inline bool spt_has_added(const spt_attention_problem *p) {
   return p->mask.data != NULL || p->bias.data != NULL;
 }
 
+/* Where 16 queries' rows of a (sequences, heads, queries, keys) array start; lanes past the last query
+ * repeat it. */
+static inline void spt_pair_rows(int64_t rows[SPT_LANES], const spt_tensor *t, const spt_sequence *s,
+                                 int64_t head, int64_t query) {
+  for (int64_t l = 0; l < SPT_LANES; l++) {
+    int64_t i = query + l < s->queries ? query + l : s->queries - 1;
+    rows[l] = s->number * t->stride[0] + head * t->stride[1] + i * t->stride[2];
+  }
+}
+
+static inline bool spt_added_varies(const spt_attention_problem *p, int dim) {
+  return p->mask.stride[dim] != 0 || p->bias.stride[dim] != 0;
+}
+
 /* added (keys, 16): bias, or -inf where the mask hides, of queries [query, query + 16). */
 static inline void spt_gather_added(float *added, const spt_attention_problem *p,
                                     const spt_sequence *s, int64_t head, int64_t query) {
-  const spt_tensor *mask = &p->mask, *bias = &p->bias;
-  int64_t lanes = s->queries - query < SPT_LANES ? s->queries - query : SPT_LANES;
-  int64_t mask_at = s->number * mask->stride[0] + head * mask->stride[1] + query * mask->stride[2];
-  int64_t bias_at = s->number * bias->stride[0] + head * bias->stride[1] + query * bias->stride[2];
-  bool same = mask->stride[2] == 0 && bias->stride[2] == 0; /* for every query */
+  const uint8_t *mask = p->mask.data;
+  const void *bias = p->bias.data;
+  int64_t mask_rows[SPT_LANES], bias_rows[SPT_LANES];
+  int64_t mask_step = p->mask.stride[3], bias_step = p->bias.stride[3];
+  spt_pair_rows(mask_rows, &p->mask, s, head, query);
+  spt_pair_rows(bias_rows, &p->bias, s, head, query);
+  int read = spt_added_varies(p, 2) ? SPT_LANES : 1;
   for (int64_t j = 0; j < s->keys; j++) {
     float *to = added + j * SPT_LANES;
-    for (int64_t l = 0; l < SPT_LANES; l++) {
-      if (l >= lanes || (same && l > 0)) {
-        to[l] = to[0];
-        continue;
-      }
-      to[l] = bias->data == NULL ? 0.0f
-                                 : spt_load(bias->data, bias->dtype,
-                                            bias_at + l * bias->stride[2] + j * bias->stride[3]);
-      if (mask->data != NULL &&
-          !((const uint8_t *)mask->data)[mask_at + l * mask->stride[2] + j * mask->stride[3]]) {
-        to[l] = -INFINITY;
-      }
+    for (int l = 0; l < read; l++) {
+      to[l] = bias != NULL ? spt_load(bias, p->bias.dtype, bias_rows[l] + j * bias_step) : 0.0f;
+    }
+    for (int l = 0; mask != NULL && l < read; l++) {
+      to[l] = mask[mask_rows[l] + j * mask_step] ? to[l] : -INFINITY;
+    }
+    for (int l = read; l < SPT_LANES; l++) {
+      to[l] = to[0];
     }
   }
+}
+
+/* Whether a task that goes through heads, and through the blocks of each, has to gather again. */
+static inline bool spt_added_is_stale(const spt_attention_problem *p, bool first_head,
+                                      bool first_block) {
+  return spt_added_varies(p, 2) ||
+         (first_block && (first_head || spt_added_varies(p, 1)));
 }
 
 static inline spt_attention_dropout spt_dropout_of(const spt_attention_problem *p, int64_t sequence,
@@ -139,9 +158,14 @@ static inline void spt_give_piece(spt_pieces *p, int piece) {
   atomic_flag_clear_explicit(&p->taken[piece], memory_order_release);
 }
 
+/* floats is -1 where spt_panel_floats gave up. */
 static inline spt_status spt_allocate_pieces(const char *op, spt_pieces *p, int n, int64_t floats,
                                              spt_error *err) {
   spt_status status = SPT_OK;
+  if (floats < 0) {
+    return spt_fail(err, SPT_OUT_OF_MEMORY, "%s: no memory for a workspace of 2^57 elements or more",
+                    op);
+  }
   p->n = n;
   p->floats = (floats + 15) / 16 * 16; /* a piece starts on a cache line */
   for (int i = 0; i < n; i++) {

@@ -77,7 +77,7 @@ static void add_bias_gradient(const struct backward_job *job, const workspace *w
 }
 
 static void differentiate_block(const struct backward_job *job, const workspace *w,
-                                const spt_sequence *s, int64_t head, int64_t query) {
+                                const spt_sequence *s, int64_t head, int64_t query, bool gather) {
   const spt_attention_backward_problem *p = job->p;
   const spt_attention_problem *f = &p->forward;
   int64_t left = s->queries - query;
@@ -90,7 +90,7 @@ static void differentiate_block(const struct backward_job *job, const workspace 
   job->tier->panel_pack(w->out, &out, query);
   job->tier->panel_pack(w->grad, &grad, query);
   load_lse(f, s, head, query, lse);
-  if (w->added != NULL) {
+  if (gather) {
     spt_gather_added(w->added, f, s, head, query);
   }
   job->tier->attention_backward_block(&(spt_attention_backward_block){
@@ -158,7 +158,8 @@ static void differentiate_head(const struct backward_job *job, const workspace *
   for (int64_t g = 0; g < job->group; g++) {
     int64_t head = kv_head * job->group + g;
     for (int64_t query = 0; query < s->queries; query += SPT_LANES) {
-      differentiate_block(job, w, s, head, query);
+      bool gather = w->added != NULL && spt_added_is_stale(f, g == 0, query == 0);
+      differentiate_block(job, w, s, head, query, gather);
     }
     if (job->p->dq.data != NULL) {
       spt_matrix dq =

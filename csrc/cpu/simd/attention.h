@@ -9,7 +9,7 @@
 #if VEC_WIDTH == 16
 #define ATTENTION_ROWS 16 /* 16 independent sums hide the FMA's latency */
 #else
-#define ATTENTION_ROWS 4 /* 4 x 2 registers of 16 */
+#define ATTENTION_ROWS 6 /* 6 x 2 registers of 16, and 3 for what they multiply */
 #endif
 
 /* sum (rows, 16) += a x for x (n, 16); element (r, k) of a is at a[r * row + k * step]. */
@@ -47,18 +47,29 @@ static inline void vec_store_lanes(float *p, vec_int mask, vec value) {
 #endif
 }
 
-/* out (16 keys, 16 queries) = kT q for one panel of keys. */
-static inline void score_tile(float *out, const float *k, const float *q, int64_t d) {
-  for (int first = 0; first < SPT_LANES; first += ATTENTION_ROWS) {
-    vec sum[ATTENTION_ROWS][VECS] = {0};
-    add_product(sum, k + first, 1, SPT_LANES, q, d, ATTENTION_ROWS);
+static inline __attribute__((always_inline)) void score_rows(float *out, const float *k,
+                                                             const float *q, int64_t d,
+                                                             const int rows) {
+  vec sum[ATTENTION_ROWS][VECS] = {0};
+  add_product(sum, k, 1, SPT_LANES, q, d, rows);
 #pragma GCC unroll 16
-    for (int r = 0; r < ATTENTION_ROWS; r++) {
-      for (int v = 0; v < VECS; v++) {
-        vec_store(out + (first + r) * SPT_LANES + v * VEC_WIDTH, sum[r][v]);
-      }
+  for (int r = 0; r < rows; r++) {
+#pragma GCC unroll 2
+    for (int v = 0; v < VECS; v++) {
+      vec_store(out + r * SPT_LANES + v * VEC_WIDTH, sum[r][v]);
     }
   }
+}
+
+/* out (16 keys, 16 queries) = kT q for one panel of keys. */
+static inline void score_tile(float *out, const float *k, const float *q, int64_t d) {
+  int key = 0;
+  for (; key + ATTENTION_ROWS <= SPT_LANES; key += ATTENTION_ROWS) {
+    score_rows(out + key * SPT_LANES, k + key, q, d, ATTENTION_ROWS);
+  }
+#if SPT_LANES % ATTENTION_ROWS == 4
+  score_rows(out + key * SPT_LANES, k + key, q, d, 4);
+#endif
 }
 
 /* Keys [begin, end) of the panels at v, and their weights p (end - begin, 16). */

@@ -19,14 +19,45 @@ static inline void transpose_16x16(float *to, int64_t to_stride, const float *fr
   }
 }
 
+/* 16 neighbouring elements of a row, as floats and back. */
+static inline void load_16(float *to, const void *data, spt_dtype dtype, int64_t at) {
+  for (int i = 0; i < 16; i += VEC_WIDTH) {
+    const uint16_t *half = (const uint16_t *)data + at + i;
+    vec_store(to + i, dtype == SPT_F16    ? vec_load_f16(half)
+                      : dtype == SPT_BF16 ? vec_load_bf16(half)
+                                          : vec_load((const float *)data + at + i));
+  }
+}
+
+static inline void store_16(void *data, spt_dtype dtype, int64_t at, const float *from) {
+  for (int i = 0; i < 16; i += VEC_WIDTH) {
+    uint16_t *half = (uint16_t *)data + at + i;
+    if (dtype == SPT_F16) {
+      vec_store_f16(half, vec_load(from + i));
+    } else if (dtype == SPT_BF16) {
+      vec_store_bf16(half, vec_load(from + i));
+    } else {
+      vec_store((float *)data + at + i, vec_load(from + i));
+    }
+  }
+}
+
 static void panel_pack(float *panel, const spt_matrix *m, int64_t row) {
   int64_t lanes = m->rows - row < SPT_LANES ? m->rows - row : SPT_LANES;
   int64_t c = 0;
-  if (lanes == SPT_LANES && m->dtype == SPT_F32 && m->col == 1) {
-    const float *from = (const float *)m->data + row * m->row;
-    for (; c + 16 <= m->cols; c += 16) {
-      transpose_16x16(panel + c * SPT_LANES, SPT_LANES, from + c, m->row);
+  bool whole = lanes == SPT_LANES && m->dtype == SPT_F32;
+  for (; m->col == 1 && c + 16 <= m->cols; c += 16) {
+    float *to = panel + c * SPT_LANES;
+    if (whole) {
+      transpose_16x16(to, SPT_LANES, (const float *)m->data + row * m->row + c, m->row);
+      continue;
     }
+    float tile[SPT_LANES][16];
+    for (int64_t l = 0; l < lanes; l++) {
+      load_16(tile[l], m->data, m->dtype, (row + l) * m->row + c);
+    }
+    memset(tile[lanes], 0, (size_t)(SPT_LANES - lanes) * sizeof tile[0]);
+    transpose_16x16(to, SPT_LANES, tile[0], 16);
   }
   for (; c < m->cols; c++) {
     for (int64_t l = 0; l < SPT_LANES; l++) {
@@ -39,10 +70,17 @@ static void panel_pack(float *panel, const spt_matrix *m, int64_t row) {
 static void panel_unpack(const spt_matrix *m, int64_t row, const float *panel) {
   int64_t lanes = m->rows - row < SPT_LANES ? m->rows - row : SPT_LANES;
   int64_t c = 0;
-  if (lanes == SPT_LANES && m->dtype == SPT_F32 && m->col == 1) {
-    float *to = (float *)m->data + row * m->row;
-    for (; c + 16 <= m->cols; c += 16) {
-      transpose_16x16(to + c, m->row, panel + c * SPT_LANES, SPT_LANES);
+  bool whole = lanes == SPT_LANES && m->dtype == SPT_F32;
+  for (; m->col == 1 && c + 16 <= m->cols; c += 16) {
+    const float *from = panel + c * SPT_LANES;
+    if (whole) {
+      transpose_16x16((float *)m->data + row * m->row + c, m->row, from, SPT_LANES);
+      continue;
+    }
+    float tile[SPT_LANES][16];
+    transpose_16x16(tile[0], 16, from, SPT_LANES);
+    for (int64_t l = 0; l < lanes; l++) {
+      store_16(m->data, m->dtype, (row + l) * m->row + c, tile[l]);
     }
   }
   for (; c < m->cols; c++) {
