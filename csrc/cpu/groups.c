@@ -19,6 +19,7 @@
 #include "tier.h"
 
 #define SPAN 1024            /* columns at a time: what is kept per column stays in L1 */
+#define ROWS 4               /* rows at a time where sums are kept per column */
 #define NARROW 64            /* narrower groups are summed by column first */
 #define CELL_ELEMENTS 262144 /* 1 MB: one core's L2 */
 #define PIECE_ELEMENTS 65536 /* of groups taller than that */
@@ -54,8 +55,8 @@ struct cell {
 };
 
 struct buffers {
-  double columns[SPAN], sums[SPAN], values[SPAN];
-  float x[SPAN], y[SPAN], beta[SPAN];
+  double columns[SPAN], sums[SPAN];
+  float x[ROWS * SPAN], y[SPAN], beta[SPAN];
 };
 
 static struct cell cell_at(const struct group_job *job, int64_t index) {
@@ -111,8 +112,17 @@ static void sum_narrow(const struct group_job *job, const struct cell *cell, str
   int64_t n = cell->col_end - cell->col_begin;
   double *columns = job->group_cols == 1 ? sums : b->columns;
   memset(columns, 0, (size_t)n * sizeof *columns);
-  for (int64_t row = cell->row_begin; row < cell->row_end; row++) {
-    job->tier->square_columns(columns, row_at(job, &job->w, row, cell->col_begin, n, b->x), n);
+  if (is_plain(&job->w)) {
+    job->tier->square_columns(columns, spt_address(&job->w, cell->row_begin, cell->col_begin),
+                              job->w.row, cell->row_end - cell->row_begin, n);
+  } else {
+    for (int64_t row = cell->row_begin; row < cell->row_end; row += ROWS) {
+      int64_t rows = min64(ROWS, cell->row_end - row);
+      for (int64_t r = 0; r < rows; r++) {
+        row_at(job, &job->w, row + r, cell->col_begin, n, b->x + r * SPAN);
+      }
+      job->tier->square_columns(columns, b->x, SPAN, rows, n);
+    }
   }
   if (columns != sums) {
     fold_columns(job, columns, n, sums);
@@ -157,43 +167,73 @@ static void divide_by_sizes(const struct group_job *job, const struct cell *cell
   }
 }
 
-/* b->values from the complete sums of a cell's groups, and what is stored of them. */
-static void finish_groups(const struct group_job *job, const struct cell *cell, struct buffers *b,
-                          double *sums) {
+static double weighted_sum(const double *norms, const float *beta, int64_t n) {
+  double sum[4] = {0}; /* chains, so that the additions overlap */
+  int64_t g = 0;
+  for (; g + 4 <= n; g += 4) {
+    for (int k = 0; k < 4; k++) {
+      sum[k] += beta != NULL ? beta[g + k] * norms[g + k] : norms[g + k];
+    }
+  }
+  for (; g < n; g++) {
+    sum[0] += beta != NULL ? beta[g] * norms[g] : norms[g];
+  }
+  return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+}
+
+/* The norms of a cell's groups become values, in place; stores what is stored of them. */
+static void finish_norms(const struct group_job *job, const struct cell *cell, struct buffers *b,
+                         double *norms) {
   int64_t n = cell->n_groups;
   const float *beta = NULL;
-  if (job->mean) {
-    divide_by_sizes(job, cell, sums);
-  }
   if (job->beta.data != NULL) {
     beta = row_at(job, &job->beta, cell->band, cell->group_begin, n, b->beta);
   }
-  job->tier->group_values(b->values, sums, beta, job->rule, job->amount, n);
-  if (job->values.data != NULL) {
-    for (int64_t g = 0; g < n; g++) {
-      b->x[g] = (float)b->values[g];
-    }
-    job->tier->store_row(spt_address(&job->values, cell->band, cell->group_begin), SPT_F32,
-                         job->values.col, b->x, n);
-  }
   if (job->weighs_penalty) {
-    double sum = 0.0;
-    for (int64_t g = 0; g < n; g++) {
-      sum += (beta != NULL ? beta[g] : 1.0f) * b->values[g];
-    }
-    job->penalties[cell->band * job->n_chunks + cell->chunk] = sum;
+    job->penalties[cell->band * job->n_chunks + cell->chunk] = weighted_sum(norms, beta, n);
   }
+  job->tier->group_values(norms, beta, job->rule, job->amount, n);
+  if (job->values.data != NULL) {
+    void *to = spt_address(&job->values, cell->band, cell->group_begin);
+    if (is_plain(&job->values)) {
+      job->tier->narrow_row(to, norms, n);
+    } else {
+      job->tier->narrow_row(b->x, norms, n);
+      job->tier->store_row(to, SPT_F32, job->values.col, b->x, n);
+    }
+  }
+}
+
+/* The same, from complete sums of squares. */
+static void finish_sums(const struct group_job *job, const struct cell *cell, struct buffers *b,
+                        double *sums) {
+  if (job->mean) {
+    divide_by_sizes(job, cell, sums);
+  }
+  job->tier->square_roots(sums, cell->n_groups);
+  finish_norms(job, cell, b, sums);
+}
+
+/* A cell's values repeated over the columns of their groups. */
+static const double *value_columns(const struct group_job *job, const struct cell *cell,
+                                   const double *values, double *columns) {
+  if (job->group_cols == 1 || cell->n_groups == 1) {
+    return values;
+  }
+  int64_t n = cell->col_end - cell->col_begin;
+  for (int64_t g = 0, c = 0; c < n; g++) {
+    for (int64_t end = min64(c + job->group_cols, n); c < end; c++) {
+      columns[c] = values[g];
+    }
+  }
+  return columns;
 }
 
 static void scale_cell(const struct group_job *job, const struct cell *cell, struct buffers *b,
                        const double *values) {
   const spt_matrix *to = &job->scaled;
-  int64_t span = min64(cell->col_end - cell->col_begin, SPAN);
-  for (int64_t g = 0, c = 0; c < span; g++) { /* a group wider than SPAN fills it */
-    for (int64_t end = min64(c + job->group_cols, span); c < end; c++) {
-      b->columns[c] = values[g];
-    }
-  }
+  const double *factor = value_columns(job, cell, values, b->columns);
+  int step = cell->n_groups == 1 ? 0 : 1;
   for (int64_t row = cell->row_begin; row < cell->row_end; row++) {
     for (int64_t col = cell->col_begin; col < cell->col_end; col += SPAN) {
       int64_t n = min64(SPAN, cell->col_end - col);
@@ -204,9 +244,9 @@ static void scale_cell(const struct group_job *job, const struct cell *cell, str
         if (y != at) {
           job->tier->load_row(y, at, to->dtype, to->col, n);
         }
-        job->tier->add_scaled_row(y, b->columns, x, n);
+        job->tier->add_scaled_row(y, factor, step, x, n);
       } else {
-        job->tier->scale_row(y, b->columns, x, n);
+        job->tier->scale_row(y, factor, step, x, n);
       }
       if (y != at) {
         job->tier->store_row(at, to->dtype, to->col, y, n);
@@ -217,18 +257,41 @@ static void scale_cell(const struct group_job *job, const struct cell *cell, str
 
 /* ---- tasks ------------------------------------------------------------------------------------ */
 
+static void values_of_cell(const struct group_job *job, const struct cell *cell, struct buffers *b,
+                           double *values) {
+  if (job->group_rows * job->group_cols == 1) { /* no square, no root */
+    const float *x = row_at(job, &job->w, cell->row_begin, cell->col_begin, cell->n_groups, b->x);
+    job->tier->magnitudes(values, x, cell->n_groups);
+    finish_norms(job, cell, b, values);
+  } else {
+    sum_cell(job, cell, b, values);
+    finish_sums(job, cell, b, values);
+  }
+}
+
+/* As many cells as their values have room for, then the second pass over all of them: long runs
+ * through one array and then the other suit the prefetchers. */
 static void whole_groups(void *context, int64_t task, int worker) {
   (void)worker;
   const struct group_job *job = context;
   struct buffers b;
   int64_t end = min64((task + 1) * job->cells_per_task, job->down * job->n_chunks);
-  for (int64_t i = task * job->cells_per_task; i < end; i++) {
-    struct cell cell = cell_at(job, i);
-    sum_cell(job, &cell, &b, b.sums);
-    finish_groups(job, &cell, &b, b.sums);
-    if (job->scaled.data != NULL) {
-      scale_cell(job, &cell, &b, b.values);
+  for (int64_t begin = task * job->cells_per_task; begin < end;) {
+    int64_t used = 0, stop = begin;
+    for (; stop < end; stop++) {
+      struct cell cell = cell_at(job, stop);
+      if (used + cell.n_groups > SPAN) {
+        break;
+      }
+      values_of_cell(job, &cell, &b, b.sums + used);
+      used += cell.n_groups;
     }
+    for (used = 0; job->scaled.data != NULL && begin < stop; begin++) {
+      struct cell cell = cell_at(job, begin);
+      scale_cell(job, &cell, &b, b.sums + used);
+      used += cell.n_groups;
+    }
+    begin = stop;
   }
 }
 
@@ -244,7 +307,7 @@ static void sum_piece(void *context, int64_t index, int worker) {
   sum_cell(job, &cell, &b, partial_at(job, &cell, cell.piece));
 }
 
-/* The sums of all pieces, then the values, both in the place of the first piece's. */
+/* The sums of all pieces, then their values, in the place of the first piece's. */
 static void finish_pieces(void *context, int64_t index, int worker) {
   (void)worker;
   const struct group_job *job = context;
@@ -258,8 +321,7 @@ static void finish_pieces(void *context, int64_t index, int worker) {
       sums[g] += more[g];
     }
   }
-  finish_groups(job, &cell, &b, sums);
-  memcpy(sums, b.values, (size_t)cell.n_groups * sizeof *sums);
+  finish_sums(job, &cell, &b, sums);
 }
 
 static void scale_piece(void *context, int64_t index, int worker) {

@@ -18,7 +18,7 @@ struct mask_job {
 };
 
 static bool keeps(const spt_matrix *mask, int64_t band, int64_t group) {
-  return *(const bool *)spt_address(mask, band, group);
+  return ((const bool *)mask->data)[band * mask->row + group * mask->col];
 }
 
 /* The run of groups of one kind that starts at `group`: its end. */
@@ -85,10 +85,11 @@ static void expand_row(void *context, int64_t row, int worker) {
   const struct mask_job *job = context;
   const spt_grid *grid = &job->grid;
   int64_t band = row / grid->group_rows;
+  bool *to = (bool *)grid->w.data + row * grid->w.row;
   for (int64_t group = 0, col = 0; group < grid->across; group++) {
     bool kept = keeps(&job->mask, band, group);
     for (int64_t end = min64(col + grid->group_cols, grid->w.cols); col < end; col++) {
-      *(bool *)spt_address(&grid->w, row, col) = kept;
+      to[col * grid->w.col] = kept;
     }
   }
 }
@@ -112,9 +113,9 @@ static void keep_largest(const uint32_t *keys, int64_t n, double sparsity, bool 
   }
   spt_selection least = spt_select_smallest(keys, n, pruned);
   for (int64_t i = n - 1; i >= 0; i--) { /* from the end: of equals the earlier is kept */
-    bool prune = keys[i] < least.key || (keys[i] == least.key && least.ties > 0);
-    least.ties -= keys[i] == least.key;
-    keep[i] = !prune;
+    bool equal = keys[i] == least.key;
+    keep[i] = !((keys[i] < least.key) | (equal & (least.ties > 0)));
+    least.ties -= equal;
   }
 }
 
@@ -162,9 +163,10 @@ static spt_status score_matrix(const struct prune_job *job, int64_t i, int64_t a
 static void store_mask(const struct prune_job *job, int64_t i, int64_t at) {
   const spt_matrix *mask = &job->p->masks[i];
   const bool *keep = job->keep + at;
+  bool *to = mask->data;
   for (int64_t row = 0; row < mask->rows; row++) {
     for (int64_t col = 0; col < mask->cols; col++) {
-      *(bool *)spt_address(mask, row, col) = *keep++;
+      to[row * mask->row + col * mask->col] = *keep++;
     }
   }
 }

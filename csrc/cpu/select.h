@@ -1,5 +1,5 @@
-/* The k smallest of n keys in linear time whatever their order: one byte of the keys at a time, the
- * k-th smallest is narrowed down by counting. The keys are only read. */
+/* The k smallest of n keys in linear time whatever their order: a few bits at a time, from the top,
+ * the k-th smallest is narrowed down by counting. The keys are only read. */
 #ifndef SPATILE_CPU_SELECT_H
 #define SPATILE_CPU_SELECT_H
 
@@ -12,23 +12,30 @@ typedef struct spt_selection {
   int64_t ties;
 } spt_selection;
 
+#define SPT_SELECT_BITS 11
+
 /* 1 <= k <= n */
 static inline spt_selection spt_select_smallest(const uint32_t *keys, int64_t n, int64_t k) {
+  /* More bits are fewer passes, but more counters to clear. */
+  int digit = n < 4096 ? 8 : SPT_SELECT_BITS;
   uint32_t prefix = 0,
            known = 0; /* the bits of the k-th smallest found so far, and which they are */
-  for (int shift = 24; shift >= 0; shift -= 8) {
-    int64_t counts[256] = {0};
+  for (int shift = 32; shift > 0;) {
+    int bits = digit < shift ? digit : shift;
+    int64_t counts[1 << SPT_SELECT_BITS];
+    uint32_t mask = (1u << bits) - 1, value = 0;
+    shift -= bits;
+    memset(counts, 0, sizeof *counts << bits);
     for (int64_t i = 0; i < n; i++) {
       if ((keys[i] & known) == prefix) {
-        counts[keys[i] >> shift & 0xff]++;
+        counts[keys[i] >> shift & mask]++;
       }
     }
-    uint32_t byte = 0;
-    while (k > counts[byte]) {
-      k -= counts[byte++];
+    while (k > counts[value]) {
+      k -= counts[value++];
     }
-    prefix |= byte << shift;
-    known |= 0xffu << shift;
+    prefix |= value << shift;
+    known |= mask << shift;
   }
   return (spt_selection){.key = prefix, .ties = k};
 }

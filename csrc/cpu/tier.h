@@ -145,14 +145,18 @@ typedef struct spt_cpu_tier {
   void (*activate_row)(float *y, const float *x, spt_activation, int64_t n);
   void (*add_row)(float *y, const float *x, int64_t n); /* y += x */
 
-  /* Double, since squares of floats leave float's range. square_columns: sums[c] += x[c]^2. */
-  void (*square_columns)(double *sums, const float *x, int64_t n);
+  /* Double, since squares of floats leave float's range. sums[c] += x[r * stride + c]^2 over rows. */
+  void (*square_columns)(double *sums, const float *x, int64_t stride, int64_t rows, int64_t n);
   double (*square_sum)(const float *x, int64_t n);
-  void (*group_values)(double *value, const double *sum, const float *beta, spt_group_rule,
-                       double amount, int64_t n);
-  /* y[c] = factor[c] * x[c], or that added to y[c]; y may be x. */
-  void (*scale_row)(float *y, const double *factor, const float *x, int64_t n);
-  void (*add_scaled_row)(float *y, const double *factor, const float *x, int64_t n);
+  /* norm[g] = sqrt(sum[g]) in place; norm[g] = |x[g]| */
+  void (*square_roots)(double *sum, int64_t n);
+  void (*magnitudes)(double *norm, const float *x, int64_t n);
+  /* What norms become, in place. beta NULL: 1. */
+  void (*group_values)(double *norm, const float *beta, spt_group_rule, double amount, int64_t n);
+  void (*narrow_row)(float *y, const double *x, int64_t n);
+  /* y[c] = factor[c * step] * x[c], or that added to y[c]; step is 0 or 1, y may be x. */
+  void (*scale_row)(float *y, const double *factor, int step, const float *x, int64_t n);
+  void (*add_scaled_row)(float *y, const double *factor, int step, const float *x, int64_t n);
 } spt_cpu_tier;
 
 /* The tier in use; never NULL. */

@@ -3,9 +3,12 @@
 
 #include "../tier.h"
 
-static void square_columns(double *sums, const float *x, int64_t n) {
-  for (int64_t c = 0; c < n; c++) {
-    sums[c] += (double)x[c] * x[c];
+static void square_columns(double *sums, const float *x, int64_t stride, int64_t rows, int64_t n) {
+  for (int64_t r = 0; r < rows; r++) {
+    for (int64_t c = 0; c < n; c++) {
+      double value = x[r * stride + c];
+      sums[c] += value * value;
+    }
   }
 }
 
@@ -17,37 +20,54 @@ static double square_sum(const float *x, int64_t n) {
   return sum;
 }
 
-static void group_values(double *value, const double *sum, const float *beta, spt_group_rule rule,
-                         double amount, int64_t n) {
+static void square_roots(double *sum, int64_t n) {
   for (int64_t g = 0; g < n; g++) {
-    double norm = sqrt(sum[g]), pull = amount * (beta != NULL ? beta[g] : 1.0f);
-    double rate = norm == 0.0 ? 0.0 : pull / norm; /* NaN and infinity pass */
+    sum[g] = sqrt(sum[g]);
+  }
+}
+
+static void magnitudes(double *norm, const float *x, int64_t n) {
+  for (int64_t g = 0; g < n; g++) {
+    norm[g] = fabs((double)x[g]);
+  }
+}
+
+static void group_values(double *norm, const float *beta, spt_group_rule rule, double amount,
+                         int64_t n) {
+  for (int64_t g = 0; g < n; g++) {
+    double pull = amount * (beta != NULL ? beta[g] : 1.0f);
+    double rate = norm[g] == 0.0 ? 0.0 : pull / norm[g]; /* NaN and infinity pass */
     double kept = 1.0 - rate;
     switch (rule) {
       case SPT_GROUP_NORM:
-        value[g] = norm;
         break;
       case SPT_GROUP_BETA:
-        value[g] = 1.0 / (norm + amount);
+        norm[g] = 1.0 / (norm[g] + amount);
         break;
       case SPT_GROUP_GRAD:
-        value[g] = rate;
+        norm[g] = rate;
         break;
       case SPT_GROUP_SHRINK:
-        value[g] = kept < 0.0 ? 0.0 : kept;
+        norm[g] = kept < 0.0 ? 0.0 : kept;
         break;
     }
   }
 }
 
-static void scale_row(float *y, const double *factor, const float *x, int64_t n) {
+static void narrow_row(float *y, const double *x, int64_t n) {
   for (int64_t c = 0; c < n; c++) {
-    y[c] = (float)(factor[c] * x[c]);
+    y[c] = (float)x[c];
   }
 }
 
-static void add_scaled_row(float *y, const double *factor, const float *x, int64_t n) {
+static void scale_row(float *y, const double *factor, int step, const float *x, int64_t n) {
   for (int64_t c = 0; c < n; c++) {
-    y[c] = (float)(y[c] + factor[c] * x[c]);
+    y[c] = (float)(factor[c * step] * x[c]);
+  }
+}
+
+static void add_scaled_row(float *y, const double *factor, int step, const float *x, int64_t n) {
+  for (int64_t c = 0; c < n; c++) {
+    y[c] = (float)(y[c] + factor[c * step] * x[c]);
   }
 }
