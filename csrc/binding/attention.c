@@ -20,9 +20,15 @@ static int options_of(spt_attention_args *a, PyObject *const *args) {
 
 enum { Q, K, V, OUT, MASK, BIAS, LENGTHS, OFFSETS, KV_OFFSETS, LSE, SHARED_VIEWS };
 static const char *const names[SHARED_VIEWS] = {
-    [Q] = "q",       [K] = "k",       [V] = "v",
-    [OUT] = "out",   [MASK] = "mask", [BIAS] = "bias",
-    [LENGTHS] = "lengths", [OFFSETS] = "offsets", [KV_OFFSETS] = "kv_offsets",
+    [Q] = "q",
+    [K] = "k",
+    [V] = "v",
+    [OUT] = "out",
+    [MASK] = "mask",
+    [BIAS] = "bias",
+    [LENGTHS] = "lengths",
+    [OFFSETS] = "offsets",
+    [KV_OFFSETS] = "kv_offsets",
     [LSE] = "lse",
 };
 

@@ -76,7 +76,7 @@ static void attend(const struct attention_job *job, const workspace *w, const sp
   spt_attention_dropout dropout = spt_dropout_of(p, s->number, head);
   job->tier->panel_pack(w->q, &q, query);
   if (gather) {
-    spt_gather_added(w->added, p, s, head, query);
+    spt_gather_added(w->added, job->tier, p, s, head, query);
   }
   job->tier->attention_block(&(spt_attention_block){
       .q = w->q,
@@ -217,8 +217,8 @@ spt_status spt_cpu_attention(void *state, const spt_attention_problem *p, spt_er
   tasks *= job.parts;
   if (p->token_importance.data != NULL) {
     int64_t keys = p->kv_offsets != NULL ? p->kv_offsets[p->sequences] : p->sequences * p->keys;
-    job.token_partial = spt_scratch(op, keys, (size_t)(p->kv_heads * job.parts) * sizeof(float),
-                                    &status, err);
+    job.token_partial =
+        spt_scratch(op, keys, (size_t)(p->kv_heads * job.parts) * sizeof(float), &status, err);
     job.head_partial = spt_scratch(op, tasks, (size_t)job.group * sizeof(float), &status, err);
   }
   if (status == SPT_OK) {

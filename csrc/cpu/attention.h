@@ -5,6 +5,7 @@
 
 #include <math.h>
 #include <stdatomic.h>
+#include <string.h>
 
 #include "half.h"
 #include "scratch.h"
@@ -82,40 +83,66 @@ static inline bool spt_has_added(const spt_attention_problem *p) {
   return p->mask.data != NULL || p->bias.data != NULL;
 }
 
-/* Where 16 queries' rows of a (sequences, heads, queries, keys) array start; lanes past the last query
- * repeat it. */
-static inline void spt_pair_rows(int64_t rows[SPT_LANES], const spt_tensor *t, const spt_sequence *s,
-                                 int64_t head, int64_t query) {
-  for (int64_t l = 0; l < SPT_LANES; l++) {
-    int64_t i = query + l < s->queries ? query + l : s->queries - 1;
-    rows[l] = s->number * t->stride[0] + head * t->stride[1] + i * t->stride[2];
-  }
-}
-
 static inline bool spt_added_varies(const spt_attention_problem *p, int dim) {
   return p->mask.stride[dim] != 0 || p->bias.stride[dim] != 0;
 }
 
+/* One head of a (sequences, heads, queries, keys) array. */
+static inline spt_matrix spt_pair_matrix(const spt_tensor *t, const spt_sequence *s, int64_t head) {
+  int64_t at = s->number * t->stride[0] + head * t->stride[1];
+  return (spt_matrix){.data = (char *)t->data + at * (int64_t)spt_dtype_size(t->dtype),
+                      .dtype = t->dtype,
+                      .rows = s->queries,
+                      .cols = s->keys,
+                      .row = t->stride[2],
+                      .col = t->stride[3]};
+}
+
+#define SPT_MASK_KEYS 64 /* at a time */
+
+/* added (keys, 16) becomes -inf where the mask is false for queries [query, query + 16): the mask's
+ * rows as floats, then turned like any rows that become a panel. */
+static inline void spt_hide_by_mask(float *added, const spt_cpu_tier *tier, const spt_matrix *mask,
+                                    int64_t query) {
+  float rows[SPT_LANES * SPT_MASK_KEYS], panel[SPT_MASK_KEYS * SPT_LANES];
+  int64_t lanes = mask->rows - query < SPT_LANES ? mask->rows - query : SPT_LANES;
+  for (int64_t begin = 0; begin < mask->cols; begin += SPT_MASK_KEYS) {
+    int64_t n = mask->cols - begin < SPT_MASK_KEYS ? mask->cols - begin : SPT_MASK_KEYS;
+    for (int64_t l = 0; l < lanes; l++) {
+      const uint8_t *at = (const uint8_t *)mask->data + (query + l) * mask->row + begin * mask->col;
+      for (int64_t j = 0; j < n; j++) {
+        rows[l * SPT_MASK_KEYS + j] = at[j * mask->col] != 0 ? 0.0f : -INFINITY;
+      }
+    }
+    spt_matrix hidden = {
+        .data = rows, .dtype = SPT_F32, .rows = lanes, .cols = n, .row = SPT_MASK_KEYS, .col = 1};
+    tier->panel_pack(panel, &hidden, 0);
+    for (int64_t i = 0; i < n * SPT_LANES; i++) {
+      float *to = added + begin * SPT_LANES + i;
+      *to = panel[i] < 0.0f ? -INFINITY : *to;
+    }
+  }
+}
+
 /* added (keys, 16): bias, or -inf where the mask hides, of queries [query, query + 16). */
-static inline void spt_gather_added(float *added, const spt_attention_problem *p,
-                                    const spt_sequence *s, int64_t head, int64_t query) {
-  const uint8_t *mask = p->mask.data;
-  const void *bias = p->bias.data;
-  int64_t mask_rows[SPT_LANES], bias_rows[SPT_LANES];
-  int64_t mask_step = p->mask.stride[3], bias_step = p->bias.stride[3];
-  spt_pair_rows(mask_rows, &p->mask, s, head, query);
-  spt_pair_rows(bias_rows, &p->bias, s, head, query);
-  int read = spt_added_varies(p, 2) ? SPT_LANES : 1;
-  for (int64_t j = 0; j < s->keys; j++) {
-    float *to = added + j * SPT_LANES;
-    for (int l = 0; l < read; l++) {
-      to[l] = bias != NULL ? spt_load(bias, p->bias.dtype, bias_rows[l] + j * bias_step) : 0.0f;
-    }
-    for (int l = 0; mask != NULL && l < read; l++) {
-      to[l] = mask[mask_rows[l] + j * mask_step] ? to[l] : -INFINITY;
-    }
-    for (int l = read; l < SPT_LANES; l++) {
-      to[l] = to[0];
+static inline void spt_gather_added(float *added, const spt_cpu_tier *tier,
+                                    const spt_attention_problem *p, const spt_sequence *s,
+                                    int64_t head, int64_t query) {
+  if (p->bias.data != NULL) {
+    spt_matrix bias = spt_pair_matrix(&p->bias, s, head);
+    tier->panel_pack(added, &bias, query);
+  } else {
+    memset(added, 0, (size_t)(s->keys * SPT_LANES) * sizeof *added);
+  }
+  if (p->mask.data != NULL) {
+    spt_matrix mask = spt_pair_matrix(&p->mask, s, head);
+    spt_hide_by_mask(added, tier, &mask, query);
+  }
+  if (!spt_added_varies(p, 2)) { /* the first lane, for every query of the sequence */
+    for (int64_t j = 0; j < s->keys; j++) {
+      for (int l = 1; l < SPT_LANES; l++) {
+        added[j * SPT_LANES + l] = added[j * SPT_LANES];
+      }
     }
   }
 }
@@ -123,8 +150,7 @@ static inline void spt_gather_added(float *added, const spt_attention_problem *p
 /* Whether a task that goes through heads, and through the blocks of each, has to gather again. */
 static inline bool spt_added_is_stale(const spt_attention_problem *p, bool first_head,
                                       bool first_block) {
-  return spt_added_varies(p, 2) ||
-         (first_block && (first_head || spt_added_varies(p, 1)));
+  return spt_added_varies(p, 2) || (first_block && (first_head || spt_added_varies(p, 1)));
 }
 
 static inline spt_attention_dropout spt_dropout_of(const spt_attention_problem *p, int64_t sequence,
@@ -163,8 +189,8 @@ static inline spt_status spt_allocate_pieces(const char *op, spt_pieces *p, int 
                                              spt_error *err) {
   spt_status status = SPT_OK;
   if (floats < 0) {
-    return spt_fail(err, SPT_OUT_OF_MEMORY, "%s: no memory for a workspace of 2^57 elements or more",
-                    op);
+    return spt_fail(err, SPT_OUT_OF_MEMORY,
+                    "%s: no memory for a workspace of 2^57 elements or more", op);
   }
   p->n = n;
   p->floats = (floats + 15) / 16 * 16; /* a piece starts on a cache line */

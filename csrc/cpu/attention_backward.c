@@ -91,7 +91,7 @@ static void differentiate_block(const struct backward_job *job, const workspace 
   job->tier->panel_pack(w->grad, &grad, query);
   load_lse(f, s, head, query, lse);
   if (gather) {
-    spt_gather_added(w->added, f, s, head, query);
+    spt_gather_added(w->added, job->tier, f, s, head, query);
   }
   job->tier->attention_backward_block(&(spt_attention_backward_block){
       .q = w->q,
@@ -196,7 +196,8 @@ static void store_bias_gradient(const struct backward_job *job) {
     for (int64_t h = 0; h < to->shape[1]; h++) {
       for (int64_t i = 0; i < to->shape[2]; i++) {
         for (int64_t j = 0; j < to->shape[3]; j++, from++) {
-          int64_t at = n * to->stride[0] + h * to->stride[1] + i * to->stride[2] + j * to->stride[3];
+          int64_t at =
+              n * to->stride[0] + h * to->stride[1] + i * to->stride[2] + j * to->stride[3];
           spt_store(to->data, to->dtype, at, *from);
         }
       }
@@ -225,8 +226,7 @@ spt_status spt_cpu_attention_backward(void *state, const spt_attention_backward_
     }
     memset(job.bias_grad, 0, (size_t)count * sizeof(float));
   }
-  int64_t tasks =
-      f->sequences / job.sequences_per_task * (f->kv_heads / job.heads_per_task);
+  int64_t tasks = f->sequences / job.sequences_per_task * (f->kv_heads / job.heads_per_task);
   if (tasks > 0) {
     int width = spt_pool_width(), n = tasks < width ? (int)tasks : width;
     status = spt_allocate_pieces(op, &job.pieces, n, divide(&(workspace){0}, NULL, &job), err);

@@ -25,8 +25,8 @@ static spt_status check_int64(const char *op, const char *arg, const spt_tensor 
     SPT_TRY(spt_check_dim(op, arg, t, 0, n, err));
   }
   if (t->shape[0] > 1 && t->stride[0] != 1) {
-    return spt_fail(err, SPT_INVALID_VALUE, "%s: %s has stride %lld, expected a contiguous array", op,
-                    arg, (long long)t->stride[0]);
+    return spt_fail(err, SPT_INVALID_VALUE, "%s: %s has stride %lld, expected a contiguous array",
+                    op, arg, (long long)t->stride[0]);
   }
   return SPT_OK;
 }
@@ -45,14 +45,14 @@ static spt_status check_offsets(const char *op, const char *arg, const spt_tenso
   }
   for (int64_t i = 1; i < t->shape[0]; i++) {
     if (at[i] < at[i - 1]) {
-      return spt_fail(err, SPT_INVALID_VALUE, "%s: %s[%lld] is %lld, expected at least %lld", op, arg,
-                      (long long)i, (long long)at[i], (long long)at[i - 1]);
+      return spt_fail(err, SPT_INVALID_VALUE, "%s: %s[%lld] is %lld, expected at least %lld", op,
+                      arg, (long long)i, (long long)at[i], (long long)at[i - 1]);
     }
   }
   if (at[t->shape[0] - 1] != tokens) {
-    return spt_fail(err, SPT_INVALID_VALUE, "%s: %s[%lld] is %lld, expected %lld, the number of tokens",
-                    op, arg, (long long)t->shape[0] - 1, (long long)at[t->shape[0] - 1],
-                    (long long)tokens);
+    return spt_fail(err, SPT_INVALID_VALUE,
+                    "%s: %s[%lld] is %lld, expected %lld, the number of tokens", op, arg,
+                    (long long)t->shape[0] - 1, (long long)at[t->shape[0] - 1], (long long)tokens);
   }
   return SPT_OK;
 }
@@ -62,14 +62,15 @@ static spt_status broadcast_pairs(const char *op, const char *arg, const spt_ten
                                   const spt_attention_problem *p, spt_tensor *to, spt_error *err) {
   const int64_t full[4] = {p->sequences, p->heads, p->queries, p->keys};
   if (p->q_offsets != NULL) {
-    return spt_fail(err, SPT_UNSUPPORTED, "%s: %s beside offsets, expected batched arrays", op, arg);
+    return spt_fail(err, SPT_UNSUPPORTED, "%s: %s beside offsets, expected batched arrays", op,
+                    arg);
   }
   SPT_TRY(spt_check_ndim(op, arg, t, 4, err));
   *to = *t;
   for (int i = 0; i < 4; i++) {
     if (t->shape[i] != full[i] && t->shape[i] != 1) {
-      return spt_fail(err, SPT_INVALID_VALUE, "%s: %s.shape[%d] is %lld, expected %lld or 1", op, arg,
-                      i, (long long)t->shape[i], (long long)full[i]);
+      return spt_fail(err, SPT_INVALID_VALUE, "%s: %s.shape[%d] is %lld, expected %lld or 1", op,
+                      arg, i, (long long)t->shape[i], (long long)full[i]);
     }
     to->stride[i] = t->shape[i] == 1 ? 0 : t->stride[i];
     to->shape[i] = full[i];
@@ -237,7 +238,8 @@ static spt_status derive_importance(const char *op, const spt_attention_args *a,
   int packed = p->q_offsets != NULL;
   if (tokens == NULL || heads == NULL) {
     return spt_fail(err, SPT_INVALID_VALUE,
-                    "%s: one of token_importance and head_importance, expected both or neither", op);
+                    "%s: one of token_importance and head_importance, expected both or neither",
+                    op);
   }
   SPT_TRY(check_float32(op, "token_importance", tokens, 2 - packed, token_shape + packed, err));
   SPT_TRY(check_float32(op, "head_importance", heads, 2, head_shape, err));

@@ -49,7 +49,8 @@ static void lane_probabilities(const spt_attention_block *b, int lane, int64_t b
   }
 }
 
-static void lane_drop(const spt_attention_block *b, int lane, int64_t begin, int64_t end, float *p) {
+static void lane_drop(const spt_attention_block *b, int lane, int64_t begin, int64_t end,
+                      float *p) {
   for (int64_t j = begin; j < end; j++) {
     bool kept = philox_keeps(b->dropout, (uint32_t)(b->query + lane - b->lane_begin), (uint32_t)j);
     p[j - begin] *= kept ? b->dropout->kept_scale : 0.0f;

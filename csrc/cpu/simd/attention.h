@@ -153,7 +153,8 @@ static inline vec_int is_visible(const visible_keys *seen, int v, int32_t key) {
   return (keys >= seen->first[v]) & (keys <= seen->last[v]);
 }
 
-static inline vec hide(vec score, const visible_keys *seen, int v, int32_t key, const float *added) {
+static inline vec hide(vec score, const visible_keys *seen, int v, int32_t key,
+                       const float *added) {
   const vec nothing = vec_set(-INFINITY);
   if (added != NULL) {
     vec bias = vec_load(added);
@@ -258,8 +259,8 @@ static void attend_chunk(const spt_attention_block *b, const float *q, float *su
     score_tile(scores + (i - panel) * SPT_LANES * SPT_LANES, b->k + i * b->k_stride, q, b->d);
   }
   float *p = scores + key % SPT_LANES * SPT_LANES;
-  visible_keys seen = visible_in(b->first_key - b->lane_begin, b->last_key - b->lane_begin, begin,
-                                 end);
+  visible_keys seen =
+      visible_in(b->first_key - b->lane_begin, b->last_key - b->lane_begin, begin, end);
   vec rescale[VECS];
   for (int v = 0; v < VECS; v++) {
     const float *added = b->added != NULL ? b->added + begin * SPT_LANES + v * VEC_WIDTH : NULL;

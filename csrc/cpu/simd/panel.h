@@ -8,7 +8,8 @@ static inline void transpose_16x16(float *to, int64_t to_stride, const float *fr
     const float *row = from + r * from_stride;
     for (int c = 0; c < 16; c += 4) {
       __m128 a = _mm_loadu_ps(row + c), b = _mm_loadu_ps(row + from_stride + c);
-      __m128 d = _mm_loadu_ps(row + 2 * from_stride + c), e = _mm_loadu_ps(row + 3 * from_stride + c);
+      __m128 d = _mm_loadu_ps(row + 2 * from_stride + c),
+             e = _mm_loadu_ps(row + 3 * from_stride + c);
       _MM_TRANSPOSE4_PS(a, b, d, e);
       float *out = to + c * to_stride + r;
       _mm_storeu_ps(out, a);
@@ -52,12 +53,12 @@ static void panel_pack(float *panel, const spt_matrix *m, int64_t row) {
       transpose_16x16(to, SPT_LANES, (const float *)m->data + row * m->row + c, m->row);
       continue;
     }
-    float tile[SPT_LANES][16];
+    float tile[SPT_LANES * 16];
     for (int64_t l = 0; l < lanes; l++) {
-      load_16(tile[l], m->data, m->dtype, (row + l) * m->row + c);
+      load_16(tile + l * 16, m->data, m->dtype, (row + l) * m->row + c);
     }
-    memset(tile[lanes], 0, (size_t)(SPT_LANES - lanes) * sizeof tile[0]);
-    transpose_16x16(to, SPT_LANES, tile[0], 16);
+    memset(tile + lanes * 16, 0, (size_t)(SPT_LANES - lanes) * 16 * sizeof *tile);
+    transpose_16x16(to, SPT_LANES, tile, 16);
   }
   for (; c < m->cols; c++) {
     for (int64_t l = 0; l < SPT_LANES; l++) {
@@ -77,10 +78,10 @@ static void panel_unpack(const spt_matrix *m, int64_t row, const float *panel) {
       transpose_16x16((float *)m->data + row * m->row + c, m->row, from, SPT_LANES);
       continue;
     }
-    float tile[SPT_LANES][16];
-    transpose_16x16(tile[0], 16, from, SPT_LANES);
+    float tile[SPT_LANES * 16];
+    transpose_16x16(tile, 16, from, SPT_LANES);
     for (int64_t l = 0; l < lanes; l++) {
-      store_16(m->data, m->dtype, (row + l) * m->row + c, tile[l]);
+      store_16(m->data, m->dtype, (row + l) * m->row + c, tile + l * 16);
     }
   }
   for (; c < m->cols; c++) {

@@ -69,7 +69,9 @@ def _window(op: str, window: Window | None) -> tuple[int, int]:
     if window is None:
         return -1, -1
     if not isinstance(window, (tuple, list)):
-        raise TypeError(f"{op}: window is a {type(window).__name__}, expected (left, right) or None")
+        raise TypeError(
+            f"{op}: window is a {type(window).__name__}, expected (left, right) or None"
+        )
     if len(window) != 2:
         raise ValueError(f"{op}: window has {len(window)} entries, expected (left, right)")
     sides = []
@@ -236,7 +238,7 @@ def attention_backward(
 
     Parameters
     ----------
-    grad, out : like attention's output; lse : (b, h, sq) or (h, t) float32, as attention returned it
+    grad, out : like attention's output; lse : (b, h, sq) or (h, t) float32, as returned
     q, k, v and the options : as they were given to :func:`attention`
 
     Returns
