@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -84,3 +85,54 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_data(tmp_path_factory.mktemp("data"))
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that came to its end, and the report that it returned."""
+
+    folder: Path
+    report: dict[str, Any]
+
+
+TINY: dict[str, Any] = {
+    "sparsity": 0.5,
+    "epochs_dense": 6.0,
+    "epochs_reweighted": 3.0,
+    "epochs_retrain": 3.0,
+    "batch_size": 4,
+    "lr": 3e-3,
+    "weight_decay": 0.0,
+    "max_length": 64,
+    "threads": 1,
+    "timing_rounds": 1,
+}
+"""Settings with which the small model learns the small task."""
+
+
+@pytest.fixture(scope="session")
+def finished(
+    tiny_model: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Finished:
+    """One run of the whole pipeline, for all tests that look at what it left."""
+    from spatile.finetune import finetune
+
+    out = tmp_path_factory.mktemp("finished") / "run"
+    return Finished(out, finetune(tiny_model, tiny_data, out=out, **TINY))
+
+
+@pytest.fixture(scope="session")
+def finished_pairs(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """A run on pairs with a score: the attention-aware plan, merged W_V·W_O, distilling."""
+    from spatile.finetune import finetune
+
+    data = write_data(tmp_path_factory.mktemp("pairs"), pairs=True, regression=True)
+    out = tmp_path_factory.mktemp("finished") / "pairs"
+    settings = {
+        **TINY,
+        "pattern": "attention-aware",
+        "precompute": True,
+        "distill": 0.5,
+        "timing_rounds": 0,
+    }
+    return Finished(out, finetune(tiny_model, data, out=out, **settings))

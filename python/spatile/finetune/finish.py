@@ -20,7 +20,7 @@ from spatile.finetune.results import build_report
 from spatile.finetune.run_folder import RunFolder, write_folder
 from spatile.finetune.timing import batches_of, measure, torch_runner
 from spatile.inference import Encoder
-from spatile.report import write_html
+from spatile.report import read_report, write_html
 from spatile.sparsity import write_atomically
 
 __all__ = ["TOLERANCE", "finish"]
@@ -46,7 +46,7 @@ def finish(run: RunFolder, task: Task, progress: Progress, *, rounds: int) -> di
     packed = Encoder.load(run.packed)
     dense = Encoder.load(run.stage("dense"))
     agreement = {
-        name: _agreement(run.logits(stage), _logits(encoder, task))
+        name: _agreement(task, run.logits(stage), _logits(encoder, task))
         for name, stage, encoder in (("packed", "retrained", packed), ("dense", "dense", dense))
     }
     check_agreement(agreement, run.packed)
@@ -57,9 +57,9 @@ def finish(run: RunFolder, task: Task, progress: Progress, *, rounds: int) -> di
     timing = _timing(run, task, dense, packed, rounds) if rounds > 0 else None
     report = build_report(run, task, dense=dense, packed=packed, agreement=agreement, timing=timing)
     text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    write_atomically(run.path / "report.json", text.encode())
     write_html(report, run.path / "report.html")
-    return report
+    write_atomically(run.path / "report.json", text.encode())
+    return read_report(run.path)
 
 
 def check_agreement(agreement: dict[str, dict[str, Any]], path: Path) -> None:
@@ -78,11 +78,15 @@ def _logits(encoder: Encoder, task: Task) -> NDArray[np.float32]:
     return np.asarray(encoder.predict(task.dev.texts, task.dev.pairs).logits)
 
 
-def _agreement(wanted: NDArray[np.float32], found: NDArray[np.float32]) -> dict[str, Any]:
-    same = wanted.argmax(axis=1) == found.argmax(axis=1)
+def _agreement(
+    task: Task, wanted: NDArray[np.float32], found: NDArray[np.float32]
+) -> dict[str, Any]:
+    same = None
+    if task.kind == "classification":
+        same = float((wanted.argmax(axis=1) == found.argmax(axis=1)).mean())
     return {
         "max_difference": float(np.abs(wanted - found).max()),
-        "same_predictions": float(same.mean()),
+        "same_predictions": same,
         "rows": len(wanted),
     }
 

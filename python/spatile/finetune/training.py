@@ -72,6 +72,10 @@ def prepare(settings: Settings, task: Task) -> Job:
             f"finetune: max_length is {settings.max_length}, expected at most the "
             f"{architecture.max_tokens} positions of {settings.model}"
         )
+    if architecture.types > 1 and "token_type_ids" not in tokenizer.model_input_names:
+        # Without the name in the saved tokenizer, those who load it would feed other inputs.
+        tokenizer.model_input_names = [*tokenizer.model_input_names, "token_type_ids"]
+        tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names
     plan = settings.make_plan(model.config)
     match(plan, {name: tuple(p.shape) for name, p in model.named_parameters()})
     train_data = encode(tokenizer, task.train, settings.max_length)

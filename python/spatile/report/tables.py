@@ -76,16 +76,17 @@ def _cost(report: dict[str, Any]) -> Table:
         _ratio("encoder matrices as run, MB", dense["nbytes"] / 1e6, packed["nbytes"] / 1e6),
         _ratio("multiply-adds per dev example, M", work["dense"] / 1e6, work["packed"] / 1e6),
     )
-    agreement = report["agreement"]
+    packed_agrees, dense_agrees = report["agreement"]["packed"], report["agreement"]["dense"]
+    same = packed_agrees["same_predictions"]
     return Table(
         "What it costs to run",
         ("", "dense", "packed", "dense / packed"),
         rows,
         (
             f"packed logits agree with the trained model's in PyTorch within "
-            f"{agreement['packed']['max_difference']:.1e} (spatile dense: "
-            f"{agreement['dense']['max_difference']:.1e}), predictions on "
-            f"{_percent(agreement['packed']['same_predictions'])} of dev rows",
+            f"{packed_agrees['max_difference']:.1e} (spatile dense: "
+            f"{dense_agrees['max_difference']:.1e})"
+            + ("" if same is None else f", predictions on {_percent(same)} of dev rows"),
         ),
     )
 

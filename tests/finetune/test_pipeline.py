@@ -1,0 +1,284 @@
+"""The main job on a small model: what a run leaves, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from spatile.finetune import RunFolder, finetune
+from spatile.finetune.data import load_task
+from spatile.inference import Encoder, Predictions
+from spatile.patterns import Tile
+from spatile.report import render_text
+from spatile.sparsity import Plan
+
+from .conftest import TINY, Finished, write_data, write_model
+
+SHORT: dict[str, Any] = {
+    **TINY,
+    "epochs_dense": 1.0,
+    "epochs_reweighted": 1.0,
+    "epochs_retrain": 1.0,
+    "timing_rounds": 0,
+}
+
+
+def logits_of(folder: Path, data: Path) -> np.ndarray[Any, Any]:
+    """Logits on dev by transformers alone, row by row, without padding."""
+    import torch
+    import transformers
+
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    dev = load_task(data).dev
+    pairs = dev.pairs or [None] * len(dev)
+    with torch.no_grad():
+        rows = [
+            model(**tokenizer(text, pair, return_tensors="pt")).logits[0].numpy()
+            for text, pair in zip(dev.texts, pairs, strict=True)
+        ]
+    return np.stack(rows)
+
+
+def zero_tiles(w: np.ndarray[Any, Any]) -> int:
+    rows, cols = w.shape
+    return int((~w.reshape(rows // 16, 16, cols // 16, 16).any(axis=(1, 3))).sum())
+
+
+def weights(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
+    from safetensors.numpy import load_file
+
+    return dict(load_file(folder / "model.safetensors"))
+
+
+# ---- what a run leaves
+
+
+@pytest.mark.parametrize("stage", ["dense", "reweighted", "pruned", "retrained"])
+def test_every_stage_is_a_checkpoint_with_the_logits_that_were_scored(
+    finished: Finished, tiny_data: Path, stage: str
+) -> None:
+    """For the dense stage this also says that the λ = 0 comparison put the weights back."""
+    found = logits_of(finished.folder / "stages" / stage, tiny_data)
+    np.testing.assert_allclose(RunFolder.open(finished.folder).logits(stage), found, atol=1e-5)
+
+
+def test_half_of_the_tiles_are_zero_after_pruning_and_stay_zero(finished: Finished) -> None:
+    for stage, expected in (("reweighted", 0), ("pruned", 8), ("retrained", 8)):
+        found = weights(finished.folder / "stages" / stage)
+        squares = [w for n, w in found.items() if "attention" in n and w.shape == (64, 64)]
+        assert [zero_tiles(w) for w in squares] == [expected] * 8, stage
+    pruned, retrained = (weights(finished.folder / "stages" / s) for s in ("pruned", "retrained"))
+    moved = [n for n, w in pruned.items() if not np.array_equal(w, retrained[n])]
+    assert "bert.encoder.layer.0.output.dense.weight" in moved
+
+
+def test_embeddings_and_head_are_never_pruned(finished: Finished) -> None:
+    found = weights(finished.folder / "stages" / "retrained")
+    for name in ("bert.embeddings.word_embeddings.weight", "bert.pooler.dense.weight"):
+        assert zero_tiles(found[name][:32]) == 0, name
+    assert (found["classifier.weight"] != 0).all()
+
+
+@pytest.mark.parametrize("which", ["finished", "finished_pairs"])
+def test_the_packed_model_says_what_the_trained_one_says(
+    which: str, request: pytest.FixtureRequest
+) -> None:
+    run: Finished = request.getfixturevalue(which)
+    data = Path(run.report["settings"]["data"])
+    dev = load_task(data).dev
+    found = Encoder.load(run.folder / "packed").predict(dev.texts, dev.pairs).logits
+    expected = logits_of(run.folder / "stages" / "retrained", data)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert run.report["agreement"]["packed"]["max_difference"] < 1e-4
+
+
+def test_the_report_on_disk_is_the_one_returned(finished: Finished) -> None:
+    assert json.loads((finished.folder / "report.json").read_text("utf-8")) == finished.report
+    assert (finished.folder / "report.html").stat().st_size > 10_000
+
+
+def test_the_report_names_every_stage_with_intervals_and_the_floor(finished: Finished) -> None:
+    scores = finished.report["scores"]
+    stages = ["pretrained", "lambda_zero", "dense", "reweighted", "pruned", "retrained"]
+    assert sorted(scores) == sorted(stages)
+    for found in (*scores.values(), finished.report["floor"]):
+        for metric in ("accuracy", "f1"):
+            score = found[metric]
+            assert score["low"] <= score["value"] <= score["high"]
+            assert score["n"] == 24
+    labels = load_task(Path(finished.report["settings"]["data"])).dev.labels
+    share = max(np.mean(labels == 0), np.mean(labels == 1))
+    assert finished.report["floor"]["accuracy"]["value"] in (share, 1 - share)
+
+
+def test_the_report_says_what_the_penalty_did(finished: Finished) -> None:
+    lasso = finished.report["pruning"]["reweighted"]
+    assert lasso["acted"]
+    assert lasso["norm_ratio"]["pruned"] < 0.95
+    assert lasso["energy_removed"] < lasso["energy_removed_without"]
+    assert 0 < lasso["mask_agreement"]["all"] < 1
+    norms = finished.report["pruning"]["norms"]
+    assert {"reweighted_start", "before_prune", "after_prune", "end"} <= set(norms)
+    assert norms["end"]["zeros"]["tile:16x16"] == norms["after_prune"]["zeros"]["tile:16x16"] > 0
+    assert "pruned - lambda_zero" in finished.report["differences"]
+
+
+def test_the_report_counts_what_is_left(finished: Finished) -> None:
+    report = finished.report
+    rows = report["summary"]["packed"]["matrices"]
+    assert [r["sparsity"] for r in rows] == [0.5] * 12
+    sizes = report["sizes"]
+    on_disk = finished.folder / "stages" / "dense" / "model.safetensors"
+    assert sizes["dense checkpoint"] > on_disk.stat().st_size > sizes["packed"]
+    assert report["multiply_adds"]["packed"] < 0.6 * report["multiply_adds"]["dense"]
+    times = report["timing"]["milliseconds"]
+    assert list(times) == ["torch dense", "spatile dense", "spatile packed"]
+    assert all(0 < t["min"] <= t["median"] for t in times.values())
+    assert report["timing"]["threads"] == 1
+
+
+def test_regression_on_pairs_is_scored_by_correlation(finished_pairs: Finished) -> None:
+    report = finished_pairs.report
+    assert report["data"]["metrics"] == ["pearson", "spearman"]
+    assert report["data"]["pairs"]
+    assert report["floor"]["pearson"]["value"] is None
+    assert report["summary"]["packed"]["merged_layers"] == [0, 1]
+    assert "undefined" in render_text(report)
+
+
+# ---- ways to run it
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"pattern": "row"},
+        {"pattern": "column", "method": "gradient", "strength": 1e-3},
+        {"pattern": "element", "scope": "global"},
+        {"pattern": "attention-aware", "attention": "spatile"},
+        {"epochs_dense": 0.0},
+        {"epochs_reweighted": 0.0},
+        {"epochs_retrain": 0.0},
+        {"epochs_dense": 0.0, "epochs_reweighted": 0.0},
+        {"bf16": True},
+    ],
+    ids=lambda s: " ".join(f"{k}={v}" for k, v in s.items()),
+)
+def test_other_settings_run_to_a_packed_model_that_agrees(
+    tiny_model: Path, tiny_data: Path, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    report = finetune(tiny_model, tiny_data, out=tmp_path / "run", **{**SHORT, **settings})
+    assert report["summary"]["packed"]["sparsity"] == pytest.approx(0.5, abs=0.02)
+    assert render_text(report)
+
+
+def test_a_plan_of_ones_own(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> None:
+    plan = Plan.uniform(Tile(8, 8), 0.25, targets=["encoder.layer.1"])
+    report = finetune(tiny_model, tiny_data, out=tmp_path / "run", plan=plan, **SHORT)
+    rows = report["summary"]["packed"]["matrices"]
+    assert [r["pattern"] for r in rows] == ["dense"] * 6 + ["tile:8x8"] * 6
+    assert [r["sparsity"] for r in rows] == [0.0] * 6 + [0.25] * 6
+
+
+def test_a_stage_that_changes_nothing_is_called_a_defect(
+    tiny_model: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    report = finetune(
+        tiny_model, tiny_data, out=tmp_path / "run", **{**SHORT, "strength": 0.0, "lr": 1e-6}
+    )
+    assert not report["pruning"]["reweighted"]["acted"]
+    assert "DEFECT: the reweighted stage changed nothing" in render_text(report)
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_one_others(
+    tiny_model: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    found = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        finetune(tiny_model, tiny_data, out=tmp_path / name, **{**SHORT, "seed": seed})
+        found.append((tmp_path / name / "stages/retrained/model.safetensors").read_bytes())
+    assert found[0] == found[1] != found[2]
+
+
+# ---- what it refuses
+
+
+def test_a_packed_model_that_disagrees_fails_the_run(
+    tiny_model: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict = Encoder.predict
+
+    def off(self: Encoder, *args: Any, **more: Any) -> Predictions:
+        found = predict(self, *args, **more)
+        return Predictions(found.logits + np.float32(0.01), found.labels, found.probabilities)
+
+    monkeypatch.setattr(Encoder, "predict", off)
+    with pytest.raises(RuntimeError, match=r"packed model .* differ by 0.01 from PyTorch's"):
+        finetune(tiny_model, tiny_data, out=tmp_path / "run", **SHORT)
+    assert not (tmp_path / "run" / "report.json").exists()
+
+
+def test_nan_does_not_pass_for_agreement() -> None:
+    from spatile.finetune.finish import check_agreement
+
+    with pytest.raises(RuntimeError, match="differ by nan"):
+        check_agreement({"packed": {"max_difference": float("nan")}}, Path("run"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_length": 65}, "max_length is 65, expected at most the 64 positions"),
+        ({"plan": Plan.uniform("tile", 0.5, targets=["layer.7"])}, "no matrix matches 'layer.7'"),
+        (
+            {"epochs_dense": 0.0, "epochs_reweighted": 0.0, "epochs_retrain": 0.0},
+            "expected at least one step of training",
+        ),
+        ({"train_rows": 49}, "train_rows is 49, expected 1 to 48"),
+    ],
+)
+def test_what_cannot_work_is_said_before_anything_is_written(
+    tiny_model: Path, tiny_data: Path, tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        finetune(tiny_model, tiny_data, out=tmp_path / "run", **{**SHORT, **settings})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_that_the_engine_cannot_run_is_refused_before_training(
+    tiny_data: Path, tmp_path: Path
+) -> None:
+    folder = write_model(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    config["hidden_act"] = "silu"
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises((NotImplementedError, ValueError), match="silu"):
+        finetune(folder, tiny_data, out=tmp_path / "run", **SHORT)
+    assert not (tmp_path / "run").exists()
+
+
+def test_rows_in_both_train_and_dev_stop_the_run_unless_dropped(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    data = write_data(tmp_path / "data")
+    dev = (data / "dev.jsonl").read_text("utf-8")
+    with (data / "train.jsonl").open("a", encoding="utf-8") as file:
+        file.write(dev.splitlines()[0] + "\n")
+    with pytest.raises(ValueError, match=r"1 of 49 rows .* are also in"):
+        finetune(tiny_model, data, out=tmp_path / "run", **SHORT)
+    report = finetune(tiny_model, data, out=tmp_path / "run", **SHORT, overlap="drop")
+    assert report["data"]["train_rows"] == 48
+    assert "1 rows taken out" in render_text(report)
+
+
+def test_a_folder_that_cannot_be_written_is_refused(
+    tiny_model: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError):
+        finetune(tiny_model, tiny_data, out=tmp_path / "file" / "run", **SHORT)
