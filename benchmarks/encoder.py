@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import BertConfig, BertModel
+from transformers.utils.logging import disable_progress_bar
 
 import spatile as sp
 from benchmarks.harness import Bench
@@ -101,6 +102,7 @@ def run(bench: Bench, name: str, model: BertModel, encoder: Encoder, target: flo
 def main(arguments: Sequence[str] | None = None) -> None:
     """Both models, dense and pruned, on every number of threads."""
     bench = Bench("encoder: batch × tokens, all layers", arguments)
+    disable_progress_bar()
     plan = Plan.uniform("tile", SPARSITY)
     with tempfile.TemporaryDirectory() as folder:
         for name, make in (("BERT-base", bert_base), ("MiniLM-L6", minilm)):

@@ -1,8 +1,9 @@
 """The frame that all benchmarks share: check first, then time both sides in turns, then the ratio.
 
-A ratio is the peer's median over ours, so above 1 is better for us; an at-most target (a share, an
-overhead) is shown as limit / value. Turns alternate between the sides, and each begins with a run
-that is not counted: the other side's threads may still be spinning, and its data is in the caches.
+A ratio is the peer's time over ours, so above 1 is better for us: that of the medians or that of
+the minima, whichever is less. An at-most target (a share, an overhead) is shown as limit / value.
+Turns alternate between the sides, and each begins with a run that is not counted: the other side's
+threads may still be spinning, and its data is in the caches.
 """
 
 from __future__ import annotations
@@ -112,8 +113,8 @@ class Bench:
         self.tier = sp.info()["cpu"]["tier"]
         told = ", ".join(f"{name} {number}" for name, number in versions().items())
         print(f"{title}\n{processor()}, {os.cpu_count()} cores, tier {self.tier}; {told}")
-        print(f"{'':44} {'threads':>7} {'ours ms':>17} {'peer ms':>17}  ratio")
-        print(f"{'':44} {'':7} {'min    median':>17} {'min    median':>17}")
+        print(f"{'':52} {'threads':>7} {'ours ms':>17} {'peer ms':>17}  ratio")
+        print(f"{'':52} {'':7} {'min    median':>17} {'min    median':>17}")
 
     @property
     def thread_counts(self) -> list[int]:
@@ -166,15 +167,16 @@ class Bench:
         target: float | None = None,
         ratio: float | None = None,
     ) -> Result:
-        """Keep and print one line; ``ratio`` is the medians' where it isn't given."""
-        ratio = peer.median / ours.median if ratio is None else ratio
+        """Keep and print one line; ``ratio`` is the sides' where it isn't given."""
+        if ratio is None:
+            ratio = min(peer.median / ours.median, peer.minimum / ours.minimum)
         threads = sp.num_threads()
         result = Result(name, dtype, threads, ours, peer, peer_name, ratio, error, target)
         self.results.append(result)
         verdict = "" if target is None else f" (target {target:g}: {verdict_of(result)})"
         sides = " ".join(f"{t.minimum:8.3f} {t.median:8.3f}" for t in (ours, peer))
         print(
-            f"{name + ', ' + dtype:44} {threads:7} {sides} {ratio:6.2f} × {peer_name}{verdict}",
+            f"{name + ', ' + dtype:52} {threads:7} {sides} {ratio:6.2f} × {peer_name}{verdict}",
             flush=True,
         )
         return result

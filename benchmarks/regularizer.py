@@ -116,6 +116,7 @@ def against_copy(bench: Bench) -> None:
         if not bench.wants(name):
             continue
         np.copyto(copy, w)
+        grad[...] = 0
         bench.compare(
             name,
             run,

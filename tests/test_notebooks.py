@@ -29,7 +29,7 @@ def test_committed_without_outputs(path: Path) -> None:
 def test_runs(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     client = nbclient.NotebookClient(
-        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": path.parent}}
+        notebook, timeout=1200, kernel_name="python3", resources={"metadata": {"path": path.parent}}
     )
     client.execute()
     kinds = [
