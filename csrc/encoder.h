@@ -37,8 +37,8 @@ typedef struct spt_encoder_layer {
 typedef struct spt_encoder_model {
   int64_t width, n_layers;
   int64_t vocabulary, positions, types;
-  const float *word, *position, *type;       /* (rows, width); type may be NULL */
-  const float *norm_weight, *norm_bias;      /* (width), after the embeddings */
+  const float *word, *position, *type;  /* (rows, width); type may be NULL */
+  const float *norm_weight, *norm_bias; /* (width), after the embeddings */
   float norm_eps;
   const spt_encoder_layer *layers;
 } spt_encoder_model;
@@ -49,10 +49,10 @@ typedef struct spt_encoder_model {
 typedef struct spt_encoder_run {
   const spt_encoder_model *model;
   int64_t n_sequences;
-  const int64_t *offsets;          /* (n_sequences + 1) */
-  const int32_t *ids;              /* (tokens) */
-  const int32_t *positions;        /* (tokens) */
-  const int32_t *types;            /* (tokens), or NULL: all 0 */
+  const int64_t *offsets;   /* (n_sequences + 1) */
+  const int32_t *ids;       /* (tokens) */
+  const int32_t *positions; /* (tokens) */
+  const int32_t *types;     /* (tokens), or NULL: all 0 */
   bool first_only;
   float *hidden;
 } spt_encoder_run;
@@ -63,8 +63,7 @@ typedef struct spt_encoder spt_encoder;
 
 SPT_WARN_UNUSED spt_status spt_encoder_create(spt_device *, const spt_encoder_model *,
                                               spt_encoder **out, spt_error *);
-SPT_WARN_UNUSED spt_status spt_encoder_forward(spt_encoder *, const spt_encoder_run *,
-                                               spt_error *);
+SPT_WARN_UNUSED spt_status spt_encoder_forward(spt_encoder *, const spt_encoder_run *, spt_error *);
 void spt_encoder_free(spt_encoder *);
 
 #endif

@@ -34,12 +34,12 @@ typedef struct spt_error {
 spt_status spt_fail(spt_error *err, spt_status status, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 
-#define SPT_TRY(call)                       \
-  do {                                      \
-    spt_status spt_try_status_ = (call);    \
-    if (spt_try_status_ != SPT_OK) {        \
-      return spt_try_status_;               \
-    }                                       \
+#define SPT_TRY(call)                    \
+  do {                                   \
+    spt_status spt_try_status_ = (call); \
+    if (spt_try_status_ != SPT_OK) {     \
+      return spt_try_status_;            \
+    }                                    \
   } while (0)
 
 typedef enum spt_dtype {
@@ -94,7 +94,7 @@ SPT_WARN_UNUSED spt_status spt_set_num_threads(int64_t n, spt_error *err);
 #define SPT_STRIP 16
 
 typedef struct spt_strips {
-  int64_t out, in;          /* logical shape */
+  int64_t out, in; /* logical shape */
   int64_t n_strips;
   int64_t n_columns;        /* kept columns over all strips: values holds n_columns * 16 floats */
   const int64_t *run_ptr;   /* (n_strips + 1): the strip's runs */
@@ -290,9 +290,9 @@ SPT_WARN_UNUSED spt_status spt_topk(spt_device *, const spt_topk_args *, spt_err
  * with offsets (b + 1), and kv_offsets where the keys' differ. hk divides h. */
 typedef struct spt_attention_args {
   spt_tensor q, k, v, out;
-  const spt_tensor *mask;                 /* bool, broadcastable to (b, h, sq, sk); true: attend */
-  const spt_tensor *bias;                 /* the same in q's dtype or float32; added to the scores */
-  const spt_tensor *lengths;              /* int64 (b), contiguous; sq == sk */
+  const spt_tensor *mask;    /* bool, broadcastable to (b, h, sq, sk); true: attend */
+  const spt_tensor *bias;    /* the same in q's dtype or float32; added to the scores */
+  const spt_tensor *lengths; /* int64 (b), contiguous; sq == sk */
   const spt_tensor *offsets, *kv_offsets; /* int64 (b + 1), contiguous */
   const spt_tensor *lse;                  /* float32 (b, h, sq), packed (h, t) */
   const spt_tensor *token_importance;     /* float32 (b, sk), packed (tk) */

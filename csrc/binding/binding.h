@@ -31,7 +31,8 @@ int spt_py_check_count(const char *op, Py_ssize_t found, Py_ssize_t expected);
 #define SPT_PY_STRIPS "spatile.strips"
 #define SPT_PY_CSR "spatile.csr"
 
-#define SPT_PY_METHOD(name, doc) {#name, (PyCFunction)(void (*)(void))spt_py_##name, METH_FASTCALL, doc}
+#define SPT_PY_METHOD(name, doc) \
+  {#name, (PyCFunction)(void (*)(void))spt_py_##name, METH_FASTCALL, doc}
 #define SPT_PY_DECLARE(name) PyObject *spt_py_##name(PyObject *, PyObject *const *, Py_ssize_t)
 
 SPT_PY_DECLARE(linear);
@@ -58,11 +59,11 @@ SPT_PY_DECLARE(csr);
 int spt_py_add_encoder(PyObject *module);
 
 /* Runs an op without the GIL. */
-#define SPT_PY_CALL(status, call)  \
-  do {                             \
-    Py_BEGIN_ALLOW_THREADS;        \
-    (status) = (call);             \
-    Py_END_ALLOW_THREADS;          \
+#define SPT_PY_CALL(status, call) \
+  do {                            \
+    Py_BEGIN_ALLOW_THREADS;       \
+    (status) = (call);            \
+    Py_END_ALLOW_THREADS;         \
   } while (0)
 
 #endif

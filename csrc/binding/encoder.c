@@ -8,8 +8,7 @@
 #define LAYER_FIELDS 23
 
 typedef struct encoder_object {
-  PyObject_HEAD
-  spt_encoder *encoder;
+  PyObject_HEAD spt_encoder *encoder;
   spt_encoder_layer *layers;
   PyObject *owner; /* (embeddings, layers): keeps every array and capsule alive */
   int64_t width;
@@ -19,7 +18,8 @@ typedef struct encoder_object {
 static void *data_of(PyObject *object, int type, int64_t count, const char *arg) {
   PyArrayObject *array = (PyArrayObject *)object;
   if (!PyArray_Check(object) || PyArray_TYPE(array) != type || !PyArray_IS_C_CONTIGUOUS(array)) {
-    PyErr_Format(PyExc_TypeError, "encoder: %s is not a contiguous array of the expected dtype", arg);
+    PyErr_Format(PyExc_TypeError, "encoder: %s is not a contiguous array of the expected dtype",
+                 arg);
     return NULL;
   }
   if (count >= 0 && PyArray_SIZE(array) != count) {
@@ -144,8 +144,8 @@ static PyObject *encoder_new(PyTypeObject *type, PyObject *args, PyObject *keywo
   model.positions = rows_of(t[1], width);
   model.types = t[2] != Py_None ? rows_of(t[2], width) : 0;
   for (Py_ssize_t i = 0; i < n; i++) {
-    if (layer_of(PyTuple_GET_ITEM(PyTuple_GET_ITEM(self->owner, 1), i), width,
-                 &self->layers[i]) < 0) {
+    if (layer_of(PyTuple_GET_ITEM(PyTuple_GET_ITEM(self->owner, 1), i), width, &self->layers[i]) <
+        0) {
       Py_DECREF(self);
       return NULL;
     }

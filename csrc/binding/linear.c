@@ -1,8 +1,8 @@
 #include "binding.h"
 
 /* A weight is an array, or a capsule of weights.c. */
-static int weight_of(PyObject *object, const char *op, spt_py_view *dense, const spt_strips **strips,
-                     const spt_csr **csr) {
+static int weight_of(PyObject *object, const char *op, spt_py_view *dense,
+                     const spt_strips **strips, const spt_csr **csr) {
   *strips = NULL;
   *csr = NULL;
   if (PyCapsule_IsValid(object, SPT_PY_STRIPS)) {

@@ -67,9 +67,10 @@ static PyMethodDef methods[] = {
     SPT_PY_METHOD(softmax, "softmax(x, out)"),
     SPT_PY_METHOD(embedding, "embedding(ids, table, out)"),
     SPT_PY_METHOD(topk, "topk(scores, k, offsets, values, indices)"),
-    SPT_PY_METHOD(attention, "attention(q, k, v, out, mask, bias, lengths, offsets, kv_offsets, lse, "
-                             "token_importance, head_importance, causal, window_left, "
-                             "window_right, scale, dropout, seed)"),
+    SPT_PY_METHOD(attention,
+                  "attention(q, k, v, out, mask, bias, lengths, offsets, kv_offsets, lse, "
+                  "token_importance, head_importance, causal, window_left, "
+                  "window_right, scale, dropout, seed)"),
     SPT_PY_METHOD(attention_backward,
                   "attention_backward(q, k, v, out, mask, bias, lengths, offsets, kv_offsets, lse, "
                   "grad, dq, dk, dv, dbias, causal, window_left, window_right, scale, dropout, "

@@ -58,8 +58,8 @@ static int view_of_numpy(spt_py_view *view, PyArrayObject *array, const char *op
     t->stride[i] = t->shape[i] > 1 ? stride / size : 0;
   }
   if (t->dtype != SPT_OTHER_DTYPE && (uintptr_t)t->data % spt_dtype_size(t->dtype) != 0) {
-    PyErr_Format(PyExc_ValueError, "%s: %s is not aligned to its elements, expected an aligned array",
-                 op, arg);
+    PyErr_Format(PyExc_ValueError,
+                 "%s: %s is not aligned to its elements, expected an aligned array", op, arg);
     return -1;
   }
   view->owner = Py_NewRef((PyObject *)array);
@@ -99,8 +99,9 @@ static int view_of_dlpack(spt_py_view *view, PyObject *object, const char *op, c
   }
   const dl_tensor *from = &managed->tensor;
   if (from->device.type != DL_CPU && from->device.type != DL_CUDA_HOST) {
-    PyErr_Format(PyExc_NotImplementedError, "%s: %s is on a device of DLPack type %d, expected the CPU",
-                 op, arg, (int)from->device.type);
+    PyErr_Format(PyExc_NotImplementedError,
+                 "%s: %s is on a device of DLPack type %d, expected the CPU", op, arg,
+                 (int)from->device.type);
     Py_DECREF(capsule);
     return -1;
   }
@@ -154,7 +155,7 @@ void spt_py_release(spt_py_view *views, int count) {
 
 PyObject *spt_py_raise(spt_status status, const spt_error *err) {
   PyObject *types[] = {
-      [SPT_INVALID_VALUE] = PyExc_ValueError,      [SPT_INVALID_DTYPE] = PyExc_TypeError,
+      [SPT_INVALID_VALUE] = PyExc_ValueError,        [SPT_INVALID_DTYPE] = PyExc_TypeError,
       [SPT_UNSUPPORTED] = PyExc_NotImplementedError, [SPT_OUT_OF_MEMORY] = PyExc_MemoryError,
       [SPT_DEVICE_ERROR] = PyExc_RuntimeError,
   };

@@ -25,8 +25,8 @@ static PyArrayObject *array_of(PyObject *object, int type, int ndim, const char 
   if (!PyArray_Check(object) || PyArray_TYPE((PyArrayObject *)object) != type ||
       PyArray_NDIM((PyArrayObject *)object) != ndim ||
       !PyArray_IS_C_CONTIGUOUS((PyArrayObject *)object)) {
-    PyErr_Format(PyExc_TypeError, "SparseMatrix: %s is not a contiguous array of the expected dtype",
-                 arg);
+    PyErr_Format(PyExc_TypeError,
+                 "SparseMatrix: %s is not a contiguous array of the expected dtype", arg);
     return NULL;
   }
   return (PyArrayObject *)object;

@@ -79,8 +79,9 @@ spt_status spt_cpu_select_tier(const char *name, spt_error *err) {
   pthread_once(&once, initialise);
   const spt_cpu_tier *tier = find(name);
   if (tier == NULL) {
-    return spt_fail(err, SPT_INVALID_VALUE, "cpu: tier is '%.40s', expected one that runs here (best: '%s')",
-                    name, tiers.runnable[tiers.count - 1]->name);
+    return spt_fail(err, SPT_INVALID_VALUE,
+                    "cpu: tier is '%.40s', expected one that runs here (best: '%s')", name,
+                    tiers.runnable[tiers.count - 1]->name);
   }
   atomic_store(&tiers.in_use, tier);
   snprintf(tiers.reason, sizeof tiers.reason, "selected by the program");

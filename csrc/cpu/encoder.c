@@ -340,7 +340,8 @@ static int64_t lay_out(pass *p, float *base) {
     context = max64(context, context_width_of(l));
     inner = max64(inner, rows_of(&l->up));
     for (int32_t h = 0; h < l->n_heads; h++) {
-      scratch = max64(scratch, spt_attention_scratch(l->head_dim, l->v_width[h], p->longest, false));
+      scratch =
+          max64(scratch, spt_attention_scratch(l->head_dim, l->v_width[h], p->longest, false));
     }
   }
   int64_t first_panels = p->run->first_only ? ceil_div(p->run->n_sequences, SPT_LANES) : 0;

@@ -93,7 +93,8 @@ static void pack_rows(void *context, int64_t panel, int worker) {
   int64_t row = job->first_row + panel * SPT_LANES;
   job->tier->panel_pack(job->x + panel * job->p->x.cols * SPT_LANES, &job->p->x, row);
   if (job->residual != NULL) {
-    job->tier->panel_pack(job->residual + panel * job->p->y.cols * SPT_LANES, &job->p->residual, row);
+    job->tier->panel_pack(job->residual + panel * job->p->y.cols * SPT_LANES, &job->p->residual,
+                          row);
   }
 }
 
@@ -174,10 +175,10 @@ struct backward_job {
   const spt_cpu_tier *tier;
   const spt_linear_backward_problem *p;
   const spt_strips *strips;
-  float *x, *g;           /* panels of all tokens */
-  float *g_strips;        /* (strip, token, 16): g by token, the strip's rows side by side */
-  float *dx;              /* panels */
-  float *dw;              /* strips: the layout of values */
+  float *x, *g;    /* panels of all tokens */
+  float *g_strips; /* (strip, token, 16): g by token, the strip's rows side by side */
+  float *dx;       /* panels */
+  float *dw;       /* strips: the layout of values */
   int64_t n_panels;
 };
 
@@ -316,8 +317,8 @@ spt_status spt_cpu_linear_backward(void *state, const spt_linear_backward_proble
   if (p->dw.data != NULL) {
     job.x = spt_scratch(op, job.n_panels * p->w.in, column, &status, err);
     if (job.strips != NULL) {
-      job.g_strips = spt_scratch(op, job.n_panels * job.strips->n_strips * SPT_LANES, column,
-                                 &status, err);
+      job.g_strips =
+          spt_scratch(op, job.n_panels * job.strips->n_strips * SPT_LANES, column, &status, err);
       strips_dw = spt_scratch(op, job.strips->n_columns, column, &status, err);
       job.dw = strips_dw;
     }

@@ -60,9 +60,10 @@ typedef struct spt_attention_block {
   float *out;                           /* (dv, 16) */
   bool accumulate;                      /* add to out instead of writing it */
   float *lse;                           /* (16) or NULL */
-  float *token_importance; /* (key_end - key_begin, 16) or NULL: each lane's probabilities are added;
-                              a key's importance is the sum of its 16. Rows are then kept whole */
-  float *head_importance;  /* one sum of |out| that is added to, or NULL */
+  /* (key_end - key_begin, 16) or NULL: each lane's probabilities are added; a key's importance is
+   * the sum of its 16. Rows are then kept whole. */
+  float *token_importance;
+  float *head_importance; /* one sum of |out| that is added to, or NULL */
 } spt_attention_block;
 
 /* Floats of scratch for a block of `keys` keys. */
@@ -78,19 +79,19 @@ static inline int64_t spt_attention_scratch(int64_t d, int64_t dv, int64_t keys,
  * from `lanes` on hold zeros in q, out and grad, keys past the end hold zeros in k and v. */
 typedef struct spt_attention_backward_block {
   const float *q, *out, *grad; /* (d, 16), (dv, 16), (dv, 16): grad is the output's */
-  const float *k, *v;         /* panels (d, 16), (dv, 16) */
-  int64_t k_stride, v_stride; /* floats from panel to panel, for the gradients too */
+  const float *k, *v;          /* panels (d, 16), (dv, 16) */
+  int64_t k_stride, v_stride;  /* floats from panel to panel, for the gradients too */
   int64_t d, dv, keys;
   int lanes;
   int64_t query, first_key, last_key; /* of lane 0, as above */
   float scale;
   const float *added;
   const spt_attention_dropout *dropout;
-  const float *lse; /* (16) */
-  float *scratch;   /* spt_attention_backward_scratch() floats */
-  float *q_grad;            /* (d, 16), written */
-  float *k_grad, *v_grad;   /* panels, added to */
-  float *scores_grad;       /* (keys, 16), written; or NULL */
+  const float *lse;       /* (16) */
+  float *scratch;         /* spt_attention_backward_scratch() floats */
+  float *q_grad;          /* (d, 16), written */
+  float *k_grad, *v_grad; /* panels, added to */
+  float *scores_grad;     /* (keys, 16), written; or NULL */
 } spt_attention_backward_block;
 
 #define SPT_ATTENTION_BACKWARD_CHUNK 128
@@ -117,8 +118,8 @@ typedef struct spt_cpu_tier {
 
   void (*panel_linear)(const spt_panel_product *, int64_t strip_begin, int64_t strip_end,
                        int64_t panel_begin, int64_t panel_end);
-  void (*panel_csr)(const spt_panel_product *, int64_t row_begin, int64_t row_end, int64_t panel_begin,
-                    int64_t panel_end);
+  void (*panel_csr)(const spt_panel_product *, int64_t row_begin, int64_t row_end,
+                    int64_t panel_begin, int64_t panel_end);
 
   /* dx += wᵀ · g for one panel: g has w->out features, dx has w->in. */
   void (*panel_linear_transposed)(const spt_strips *w, const float *g, float *dx);

@@ -17,9 +17,15 @@ static const struct {
   const char *name;
   size_t size;
 } dtypes[] = {
-    [SPT_F32] = {"float32", 4},  [SPT_F16] = {"float16", 2}, [SPT_BF16] = {"bfloat16", 2},
-    [SPT_F64] = {"float64", 8},  [SPT_BOOL] = {"bool", 1},   [SPT_U8] = {"uint8", 1},
-    [SPT_I32] = {"int32", 4},    [SPT_I64] = {"int64", 8},   [SPT_OTHER_DTYPE] = {"another dtype", 0},
+    [SPT_F32] = {"float32", 4},
+    [SPT_F16] = {"float16", 2},
+    [SPT_BF16] = {"bfloat16", 2},
+    [SPT_F64] = {"float64", 8},
+    [SPT_BOOL] = {"bool", 1},
+    [SPT_U8] = {"uint8", 1},
+    [SPT_I32] = {"int32", 4},
+    [SPT_I64] = {"int64", 8},
+    [SPT_OTHER_DTYPE] = {"another dtype", 0},
 };
 
 const char *spt_dtype_name(spt_dtype dtype) { return dtypes[dtype].name; }
@@ -43,8 +49,7 @@ spt_status spt_check_dim(const char *op, const char *arg, const spt_tensor *t, i
   return SPT_OK;
 }
 
-spt_status spt_check_storage(const char *op, const char *arg, const spt_tensor *t,
-                             spt_error *err) {
+spt_status spt_check_storage(const char *op, const char *arg, const spt_tensor *t, spt_error *err) {
   if (!spt_dtype_is_storage(t->dtype)) {
     return spt_fail(err, SPT_INVALID_DTYPE,
                     "%s: %s.dtype is %s, expected float32, float16 or bfloat16", op, arg,
@@ -53,8 +58,8 @@ spt_status spt_check_storage(const char *op, const char *arg, const spt_tensor *
   return SPT_OK;
 }
 
-spt_status spt_check_dtype(const char *op, const char *arg, const spt_tensor *t,
-                           spt_dtype expected, spt_error *err) {
+spt_status spt_check_dtype(const char *op, const char *arg, const spt_tensor *t, spt_dtype expected,
+                           spt_error *err) {
   if (t->dtype != expected) {
     return spt_fail(err, SPT_INVALID_DTYPE, "%s: %s.dtype is %s, expected %s", op, arg,
                     spt_dtype_name(t->dtype), spt_dtype_name(expected));

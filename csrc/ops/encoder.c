@@ -60,7 +60,8 @@ static spt_status check_heads(const spt_encoder_layer *l, int64_t layer, int64_t
     }
     *context += l->v_width[h];
     if (l->merged_row != NULL && l->v_width[h] != l->v_width[0]) {
-      return bad_layer(err, layer, "the value width of a merged head", l->v_width[h], l->v_width[0]);
+      return bad_layer(err, layer, "the value width of a merged head", l->v_width[h],
+                       l->v_width[0]);
     }
   }
   if (l->merged_row != NULL) {
@@ -107,8 +108,8 @@ static spt_status check_layer(const spt_encoder_layer *l, int64_t layer, int64_t
   return SPT_OK;
 }
 
-spt_status spt_encoder_create(spt_device *device, const spt_encoder_model *model,
-                              spt_encoder **out, spt_error *err) {
+spt_status spt_encoder_create(spt_device *device, const spt_encoder_model *model, spt_encoder **out,
+                              spt_error *err) {
   if (model->width < 1) {
     return spt_fail(err, SPT_INVALID_VALUE, "encoder: width is %lld, expected at least 1",
                     (long long)model->width);
@@ -152,8 +153,9 @@ spt_status spt_encoder_forward(spt_encoder *encoder, const spt_encoder_run *run,
   }
   for (int64_t i = 0; i < run->n_sequences; i++) {
     if (run->offsets[i + 1] < run->offsets[i]) {
-      return spt_fail(err, SPT_INVALID_VALUE, "encoder: offsets[%lld] is %lld, expected at least %lld",
-                      (long long)i + 1, (long long)run->offsets[i + 1], (long long)run->offsets[i]);
+      return spt_fail(err, SPT_INVALID_VALUE,
+                      "encoder: offsets[%lld] is %lld, expected at least %lld", (long long)i + 1,
+                      (long long)run->offsets[i + 1], (long long)run->offsets[i]);
     }
   }
   int64_t tokens = run->offsets[run->n_sequences];

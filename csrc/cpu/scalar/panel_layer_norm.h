@@ -2,8 +2,8 @@
 
 #include "../tier.h"
 
-static void panel_layer_norm(float *panel, int64_t features, const float *weight,
-                             const float *bias, float eps) {
+static void panel_layer_norm(float *panel, int64_t features, const float *weight, const float *bias,
+                             float eps) {
   for (int l = 0; l < SPT_LANES; l++) {
     double sum = 0.0, squares = 0.0;
     for (int64_t f = 0; f < features; f++) {

@@ -33,7 +33,7 @@ static inline __attribute__((always_inline)) void strip_product(const spt_panel_
       vec xs[LINEAR_PANELS * VECS];
 #pragma GCC unroll 8
       for (int v = 0; v < panels * VECS; v++) {
-        xs[v] = vec_load(x + v / (VECS) * p->x_stride + v % (VECS) * VEC_WIDTH);
+        xs[v] = vec_load(x + v / (VECS)*p->x_stride + v % (VECS)*VEC_WIDTH);
       }
 #pragma GCC unroll 16
       for (int r = 0; r < LINEAR_ROWS; r++) {
@@ -63,7 +63,7 @@ static inline __attribute__((always_inline)) void strip_product(const spt_panel_
     }
     vec bias = vec_set(p->bias != NULL ? p->bias[row] : 0.0f);
     for (int v = 0; v < panels * VECS; v++) {
-      int64_t q = panel + v / (VECS), at = row * SPT_LANES + v % (VECS) * VEC_WIDTH;
+      int64_t q = panel + v / (VECS), at = row * SPT_LANES + v % (VECS)*VEC_WIDTH;
       vec y = vec_activate(vec_load(product[r] + v * VEC_WIDTH) + bias, p->activation);
       if (p->residual != NULL) {
         y += vec_load(p->residual + q * p->residual_stride + at);
@@ -118,7 +118,7 @@ static void panel_csr(const spt_panel_product *p, int64_t row_begin, int64_t row
           const float *xs = x + (int64_t)w->col[i] * SPT_LANES;
 #pragma GCC unroll 8
           for (int v = 0; v < 8; v++) {
-            sum[v] += value * vec_load(xs + v / (VECS) * p->x_stride + v % (VECS) * VEC_WIDTH);
+            sum[v] += value * vec_load(xs + v / (VECS)*p->x_stride + v % (VECS)*VEC_WIDTH);
           }
         }
       } else {
@@ -126,12 +126,12 @@ static void panel_csr(const spt_panel_product *p, int64_t row_begin, int64_t row
           vec value = vec_set(w->values[i]);
           const float *xs = x + (int64_t)w->col[i] * SPT_LANES;
           for (int v = 0; v < here * VECS; v++) {
-            sum[v] += value * vec_load(xs + v / (VECS) * p->x_stride + v % (VECS) * VEC_WIDTH);
+            sum[v] += value * vec_load(xs + v / (VECS)*p->x_stride + v % (VECS)*VEC_WIDTH);
           }
         }
       }
       for (int v = 0; v < here * VECS; v++) {
-        int64_t q = panel + v / (VECS), at = row * SPT_LANES + v % (VECS) * VEC_WIDTH;
+        int64_t q = panel + v / (VECS), at = row * SPT_LANES + v % (VECS)*VEC_WIDTH;
         vec y = vec_activate(sum[v], p->activation);
         if (p->residual != NULL) {
           y += vec_load(p->residual + q * p->residual_stride + at);

@@ -2,8 +2,8 @@
  * E[x²] − E[x]² cancels; four chains hide the latency of the additions. */
 #include "vec.h"
 
-static void panel_layer_norm(float *panel, int64_t features, const float *weight,
-                             const float *bias, float eps) {
+static void panel_layer_norm(float *panel, int64_t features, const float *weight, const float *bias,
+                             float eps) {
   float count = (float)features;
   for (int v = 0; v < VECS; v++) {
     float *x = panel + v * VEC_WIDTH;

@@ -53,8 +53,7 @@ static inline vec vec_load_f16(const uint16_t *p) {
   return (vec)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
 }
 static inline vec vec_load_bf16(const uint16_t *p) {
-  return (vec)_mm512_slli_epi32(
-      _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16);
+  return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16);
 }
 static inline void vec_store_f16(uint16_t *p, vec a) {
   _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph((__m512)a, _MM_FROUND_TO_NEAREST_INT));
