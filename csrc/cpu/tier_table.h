@@ -1,5 +1,6 @@
-/* The slots that every tier fills by the same names, included inside its table. */
-/* clang-format off: a part of an initializer is no program */
+/* The slots that every tier fills by the same names, included inside its table. A part of an
+ * initializer is no program that could be formatted. */
+/* clang-format off */
 .panel_pack = panel_pack, .panel_unpack = panel_unpack, .panel_linear = panel_linear,
 .panel_csr = panel_csr, .panel_linear_transposed = panel_linear_transposed,
 .strip_gradient = strip_gradient,
