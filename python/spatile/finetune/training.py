@@ -122,7 +122,7 @@ def train(run: RunFolder, job: Job, progress: Progress) -> None:
             try:
                 trainer.train(resume_from_checkpoint=last_checkpoint(run.trainer))
             except Exception as error:
-                if isinstance(error, OSError) and error.filename or not disk_is_full(error):
+                if (isinstance(error, OSError) and error.filename) or not disk_is_full(error):
                     raise
                 words = "no space left while saving; the run can be resumed"
                 raise OSError(errno.ENOSPC, words, str(run.trainer)) from error
