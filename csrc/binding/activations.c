@@ -13,8 +13,8 @@ PyObject *spt_py_layer_norm(PyObject *self, PyObject *const *args, Py_ssize_t na
   if (spt_py_check_count(op, nargs, 6) < 0) {
     return NULL;
   }
-  a.eps = PyFloat_AsDouble(args[4]);
-  if (PyErr_Occurred() || spt_py_view_of(&v[X], args[0], op, "x") < 0 ||
+  if (spt_py_number_of(&a.eps, args[4], op, "eps") < 0 ||
+      spt_py_view_of(&v[X], args[0], op, "x") < 0 ||
       spt_py_view_of(&v[WEIGHT], args[1], op, "weight") < 0 ||
       spt_py_view_of(&v[BIAS], args[2], op, "bias") < 0 ||
       spt_py_optional_view_of(&v[RESIDUAL], args[3], op, "residual") < 0 ||

@@ -22,6 +22,9 @@ static inline const spt_tensor *spt_py_optional(const spt_py_view *view) {
   return view->owner != NULL ? &view->tensor : NULL;
 }
 
+/* A Python number as a double. Returns -1 with an exception set. */
+int spt_py_number_of(double *number, PyObject *object, const char *op, const char *arg);
+
 /* NULL for success or failure alike: sets the exception that the status stands for. */
 PyObject *spt_py_raise(spt_status status, const spt_error *err);
 

@@ -8,11 +8,6 @@ static int weights_of(PyObject *const *args, const char *op, spt_py_view *w, int
   return PyErr_Occurred() ? -1 : spt_py_view_of(w, args[0], op, "w");
 }
 
-static int number_of(PyObject *object, double *number) {
-  *number = PyFloat_AsDouble(object);
-  return PyErr_Occurred() ? -1 : 0;
-}
-
 /* group_norms(w, group_rows, group_cols, norms) */
 PyObject *spt_py_group_norms(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
   (void)self;
@@ -53,7 +48,8 @@ PyObject *spt_py_group_beta(PyObject *self, PyObject *const *args, Py_ssize_t na
     return NULL;
   }
   if (weights_of(args, op, &v[W], &a.group_rows, &a.group_cols) < 0 ||
-      number_of(args[3], &a.eps) < 0 || spt_py_view_of(&v[BETA], args[4], op, "beta") < 0) {
+      spt_py_number_of(&a.eps, args[3], op, "eps") < 0 ||
+      spt_py_view_of(&v[BETA], args[4], op, "beta") < 0) {
     goto done;
   }
   a.w = v[W].tensor;
@@ -108,7 +104,8 @@ PyObject *spt_py_group_lasso_grad(PyObject *self, PyObject *const *args, Py_ssiz
   const char *op = add ? "add_group_lasso_grad_" : "group_lasso_grad";
   if (add < 0 || weights_of(args, op, &v[W], &a.group_rows, &a.group_cols) < 0 ||
       spt_py_optional_view_of(&v[BETA], args[3], op, "beta") < 0 ||
-      number_of(args[4], &a.strength) < 0 || spt_py_view_of(&v[GRAD], args[5], op, "grad") < 0) {
+      spt_py_number_of(&a.strength, args[4], op, "strength") < 0 ||
+      spt_py_view_of(&v[GRAD], args[5], op, "grad") < 0) {
     goto done;
   }
   a.w = v[W].tensor;
@@ -137,7 +134,7 @@ PyObject *spt_py_group_shrink(PyObject *self, PyObject *const *args, Py_ssize_t 
   }
   if (weights_of(args, op, &v[W], &a.group_rows, &a.group_cols) < 0 ||
       spt_py_optional_view_of(&v[BETA], args[3], op, "beta") < 0 ||
-      number_of(args[4], &a.strength) < 0) {
+      spt_py_number_of(&a.strength, args[4], op, "strength") < 0) {
     goto done;
   }
   a.w = v[W].tensor;

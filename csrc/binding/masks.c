@@ -101,9 +101,9 @@ PyObject *spt_py_prune_mask(PyObject *self, PyObject *const *args, Py_ssize_t na
     goto done;
   }
   a.matrices = matrices;
-  a.sparsity = PyFloat_AsDouble(args[1]);
-  a.scope = PyErr_Occurred() ? SPT_SCOPE_MATRIX : (spt_prune_scope)PyLong_AsLong(args[2]);
-  if (PyErr_Occurred() || matrices_of(args[0], op, matrices, views) < 0) {
+  a.scope = (spt_prune_scope)PyLong_AsLong(args[2]);
+  if (PyErr_Occurred() || spt_py_number_of(&a.sparsity, args[1], op, "sparsity") < 0 ||
+      matrices_of(args[0], op, matrices, views) < 0) {
     goto done;
   }
   SPT_PY_CALL(status, spt_prune_mask(spt_cpu_device(), &a, &err));

@@ -153,6 +153,18 @@ void spt_py_release(spt_py_view *views, int count) {
   }
 }
 
+int spt_py_number_of(double *number, PyObject *object, const char *op, const char *arg) {
+  *number = PyFloat_AsDouble(object);
+  if (!PyErr_Occurred()) {
+    return 0;
+  }
+  if (PyErr_ExceptionMatches(PyExc_TypeError)) {
+    PyErr_Format(PyExc_TypeError, "%s: %s is a %s, expected a number", op, arg,
+                 Py_TYPE(object)->tp_name);
+  }
+  return -1;
+}
+
 PyObject *spt_py_raise(spt_status status, const spt_error *err) {
   PyObject *types[] = {
       [SPT_INVALID_VALUE] = PyExc_ValueError,        [SPT_INVALID_DTYPE] = PyExc_TypeError,

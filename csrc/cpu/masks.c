@@ -86,9 +86,19 @@ static void expand_row(void *context, int64_t row, int worker) {
   const spt_grid *grid = &job->grid;
   int64_t band = row / grid->group_rows;
   bool *to = (bool *)grid->w.data + row * grid->w.row;
+  const bool *from = (const bool *)job->mask.data + band * job->mask.row;
+  if (grid->group_cols == 1 && job->mask.col == 1 && grid->w.col == 1) {
+    memcpy(to, from, (size_t)grid->w.cols);
+    return;
+  }
   for (int64_t group = 0, col = 0; group < grid->across; group++) {
-    bool kept = keeps(&job->mask, band, group);
-    for (int64_t end = min64(col + grid->group_cols, grid->w.cols); col < end; col++) {
+    bool kept = from[group * job->mask.col];
+    int64_t end = min64(col + grid->group_cols, grid->w.cols);
+    if (grid->w.col == 1) {
+      memset(to + col, kept, (size_t)(end - col));
+      col = end;
+    }
+    for (; col < end; col++) {
       to[col * grid->w.col] = kept;
     }
   }

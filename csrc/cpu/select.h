@@ -36,6 +36,13 @@ static inline spt_selection spt_select_smallest(const uint32_t *keys, int64_t n,
     }
     prefix |= value << shift;
     known |= mask << shift;
+    if (counts[value] == 1) { /* its other bits need no counting */
+      int64_t i = 0;
+      while ((keys[i] & known) != prefix) {
+        i++;
+      }
+      return (spt_selection){.key = keys[i], .ties = 1};
+    }
   }
   return (spt_selection){.key = prefix, .ties = k};
 }

@@ -55,7 +55,7 @@ static spt_status check_matrices(const char *op, const spt_prune_mask_args *a, s
 spt_status spt_prune_mask(spt_device *device, const spt_prune_mask_args *a, spt_error *err) {
   const char *op = "prune_mask";
   if (!(a->sparsity >= 0.0 && a->sparsity < 1.0)) {
-    return spt_fail(err, SPT_INVALID_VALUE, "%s: sparsity is %g, expected a value in [0, 1)", op,
+    return spt_fail(err, SPT_INVALID_VALUE, "%s: sparsity is %.9g, expected a value in [0, 1)", op,
                     a->sparsity);
   }
   SPT_TRY(spt_check_slot(op, device, device->backend->prune_mask != NULL, err));

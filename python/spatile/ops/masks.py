@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Literal
 
@@ -109,7 +110,7 @@ def expand_mask(mask: Array, shape: tuple[int, int], *, pattern: PatternLike) ->
     """
     op = "expand_mask"
     kind_of(op, "mask", mask)
-    sides = tuple(int(n) for n in shape)
+    sides = tuple(operator.index(n) for n in shape)
     if len(sides) != 2 or min(sides) < 0:
         raise ValueError(f"{op}: shape is {tuple(shape)}, expected (out, in)")
     expanded = empty(mask, sides, "bool")
