@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Architecture", "LayerNames", "read_architecture"]
+from spatile.sparsity.layouts import LayerNames, layer_names
+
+__all__ = ["Architecture", "read_architecture"]
 
 ACTIVATIONS = {
     "gelu": "gelu",
@@ -15,20 +17,6 @@ ACTIVATIONS = {
     "gelu_python": "gelu",
     "relu": "relu",
 }
-
-
-@dataclass(frozen=True)
-class LayerNames:
-    """Names of one layer's linear modules and LayerNorms, without the model's prefix."""
-
-    query: str
-    key: str
-    value: str
-    output: str
-    norm1: str
-    up: str
-    down: str
-    norm2: str
 
 
 @dataclass(frozen=True)
@@ -60,30 +48,16 @@ class Architecture:
         return self.family + "."
 
     def layer(self, i: int) -> LayerNames:
-        """The names in layer ``i``."""
+        """The names of the matrices in layer ``i``."""
+        return layer_names(self.family, i)
+
+    def norms(self, i: int) -> tuple[str, str]:
+        """The names of the LayerNorms after attention and after the FFN in layer ``i``."""
         if self.family == "distilbert":
             base = f"transformer.layer.{i}"
-            return LayerNames(
-                query=f"{base}.attention.q_lin",
-                key=f"{base}.attention.k_lin",
-                value=f"{base}.attention.v_lin",
-                output=f"{base}.attention.out_lin",
-                norm1=f"{base}.sa_layer_norm",
-                up=f"{base}.ffn.lin1",
-                down=f"{base}.ffn.lin2",
-                norm2=f"{base}.output_layer_norm",
-            )
+            return f"{base}.sa_layer_norm", f"{base}.output_layer_norm"
         base = f"encoder.layer.{i}"
-        return LayerNames(
-            query=f"{base}.attention.self.query",
-            key=f"{base}.attention.self.key",
-            value=f"{base}.attention.self.value",
-            output=f"{base}.attention.output.dense",
-            norm1=f"{base}.attention.output.LayerNorm",
-            up=f"{base}.intermediate.dense",
-            down=f"{base}.output.dense",
-            norm2=f"{base}.output.LayerNorm",
-        )
+        return f"{base}.attention.output.LayerNorm", f"{base}.output.LayerNorm"
 
 
 # (dense module, its activation, output module): what turns the first token into logits.

@@ -249,18 +249,14 @@ def _compile_layer(
     qkv = _Product(i, "qkv", [q, k, v])
     o = None if part.o is None else _Product(i, "output", [part.o])
     up_matrix, down_matrix = _prune_neurons(
-        _matrix(weights, names.up, (a.inner, a.width)),
-        _matrix(weights, names.down, (a.width, a.inner)),
+        _matrix(weights, names.ffn[0], (a.inner, a.width)),
+        _matrix(weights, names.ffn[1], (a.width, a.inner)),
         a.activation,
     )
     up, down = _Product(i, "up", [up_matrix]), _Product(i, "down", [down_matrix])
     first = np.arange(heads, dtype=np.int32) * head_dim
     v_row = (np.cumsum(part.v_width) - part.v_width).astype(np.int32)
-    norms = [
-        weights.get(f"{n}.{p}", (a.width,))
-        for n in (names.norm1, names.norm2)
-        for p in ("weight", "bias")
-    ]
+    norms = [weights.get(f"{n}.{p}", (a.width,)) for n in a.norms(i) for p in ("weight", "bias")]
     fields = (
         qkv.capsule, qkv.bias,
         None if o is None else o.capsule, None if o is None else o.bias,

@@ -261,7 +261,7 @@ class Encoder:
         a, rows = self.architecture, []
         for i in range(a.n_layers):
             n = a.layer(i)
-            for name in (n.query, n.key, n.value, n.output, n.up, n.down):
+            for name in (n.query, n.key, n.value, n.output, *n.ffn):
                 w = self._weights.tensors[f"{name}.weight"]
                 pattern, mask = self._weights.patterns.get(name), self._weights.masks.get(name)
                 kept = w.size

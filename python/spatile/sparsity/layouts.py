@@ -11,7 +11,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["DEFAULT_TARGETS", "LayerNames", "Matrix", "ModelShape", "find_matrices", "model_shape"]
+__all__ = [
+    "DEFAULT_TARGETS",
+    "LayerNames",
+    "Matrix",
+    "ModelShape",
+    "find_matrices",
+    "layer_names",
+    "model_shape",
+]
 
 _BERT = (
     r"re:(^|\.)encoder\.layer\.\d+\.(attention\.self\.(query|key|value)|attention\.output\.dense"
@@ -162,21 +170,24 @@ def model_shape(config: Any) -> ModelShape:
         raise ValueError(
             f"plan: config.model_type is {model_type!r}, expected one of {sorted(_LAYERS)}"
         )
-    prefix, names = _LAYERS[model_type]
     hidden = _size(get, "hidden_size", "dim", "n_embd")
     heads = _size(get, "num_attention_heads", "n_heads", "n_head")
     count = _size(get, "num_hidden_layers", "n_layers", "n_layer")
-    layers = tuple(
-        LayerNames(
-            f"{prefix}.{i}.{names.query}",
-            f"{prefix}.{i}.{names.key}",
-            f"{prefix}.{i}.{names.value}",
-            f"{prefix}.{i}.{names.output}",
-            (f"{prefix}.{i}.{names.ffn[0]}", f"{prefix}.{i}.{names.ffn[1]}"),
-        )
-        for i in range(count)
-    )
+    layers = tuple(layer_names(model_type, i) for i in range(count))
     return ModelShape(hidden, heads, layers)
+
+
+def layer_names(model_type: str, layer: int) -> LayerNames:
+    """The matrices of one layer of a bert, roberta, distilbert or gpt2 model."""
+    prefix, names = _LAYERS[model_type]
+    at = f"{prefix}.{layer}."
+    return LayerNames(
+        at + names.query,
+        at + names.key,
+        at + names.value,
+        at + names.output,
+        (at + names.ffn[0], at + names.ffn[1]),
+    )
 
 
 def _size(get: Callable[[str], Any], *spellings: str) -> int:
