@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "../integer.h"
 #include "half.h"
 #include "ops.h"
 #include "pool.h"
@@ -13,9 +14,6 @@
 
 #define TASK_ELEMENTS 16384
 #define PIECE 4096 /* elements at a time of what needs no whole row */
-
-static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 
 struct row_job {
   const spt_cpu_tier *tier;
@@ -43,9 +41,9 @@ static void run_rows(void *context, int64_t task, int worker) {
   const struct row_job *job = context;
   int64_t last = job->x.ndim - 1, width = job->x.shape[last];
   float *x_buffer = job->scratch + worker * 2 * job->n, *y_buffer = x_buffer + job->n;
-  int64_t end = min64((task + 1) * job->rows_per_task, job->rows * job->pieces);
+  int64_t end = spt_min((task + 1) * job->rows_per_task, job->rows * job->pieces);
   for (int64_t i = task * job->rows_per_task; i < end; i++) {
-    int64_t row = i / job->pieces, col = i % job->pieces * job->n, n = min64(job->n, width - col);
+    int64_t row = i / job->pieces, col = i % job->pieces * job->n, n = spt_min(job->n, width - col);
     int64_t x_at = spt_row_offset(&job->x, row) + col * job->x.stride[last];
     int64_t y_at = spt_row_offset(&job->y, row) + col * job->y.stride[last];
     const float *x = x_buffer;
@@ -75,13 +73,14 @@ static spt_status run(const char *op, struct row_job *job, int64_t piece, spt_er
   if (job->rows == 0 || width == 0) {
     return SPT_OK;
   }
-  job->n = piece > 0 ? min64(piece, width) : width;
-  job->pieces = ceil_div(width, job->n);
-  job->rows_per_task = ceil_div(TASK_ELEMENTS, job->n);
-  job->scratch =
-      spt_scratch(op, job->n, 2 * sizeof(float) * (size_t)spt_pool_width(), &status, err);
+  int workers = spt_pool_width();
+  job->n = piece > 0 ? spt_min(piece, width) : width;
+  job->pieces = spt_ceil_div(width, job->n);
+  job->rows_per_task = spt_ceil_div(TASK_ELEMENTS, job->n);
+  job->scratch = spt_scratch(op, job->n, 2 * sizeof(float) * (size_t)workers, &status, err);
   if (status == SPT_OK) {
-    spt_parallel_for(ceil_div(job->rows * job->pieces, job->rows_per_task), run_rows, job);
+    spt_parallel_for_workers(spt_ceil_div(job->rows * job->pieces, job->rows_per_task), workers,
+                             run_rows, job);
   }
   free(job->scratch);
   return status;
@@ -183,7 +182,7 @@ static void copy_row(const spt_embedding_problem *p, int64_t position, int64_t i
 static void copy_rows(void *context, int64_t task, int worker) {
   (void)worker;
   struct embedding_job *job = context;
-  int64_t end = min64((task + 1) * job->per_task, job->count);
+  int64_t end = spt_min((task + 1) * job->per_task, job->count);
   for (int64_t i = task * job->per_task; i < end; i++) {
     int64_t id = id_at(&job->p->ids, i);
     if (id >= 0 && id < job->p->table.rows) {
@@ -221,8 +220,8 @@ spt_status spt_cpu_embedding(void *state, const spt_embedding_problem *p, spt_er
   for (int i = 0; i < p->ids.ndim; i++) {
     job.count *= p->ids.shape[i];
   }
-  job.per_task = ceil_div(TASK_ELEMENTS, p->table.cols + 1);
-  spt_parallel_for(ceil_div(job.count, job.per_task), copy_rows, &job);
+  job.per_task = spt_ceil_div(TASK_ELEMENTS, p->table.cols + 1);
+  spt_parallel_for(spt_ceil_div(job.count, job.per_task), copy_rows, &job);
   long long wrong = atomic_load(&job.wrong);
   return wrong == INT64_MAX ? SPT_OK : refuse_id(p, wrong, err);
 }

@@ -7,6 +7,7 @@
 #include <stdatomic.h>
 #include <string.h>
 
+#include "../integer.h"
 #include "half.h"
 #include "scratch.h"
 #include "tier.h"
@@ -32,8 +33,6 @@ static inline spt_sequence spt_sequence_of(const spt_attention_problem *p, int64
   }
   return s;
 }
-
-static inline int64_t spt_ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 static inline int64_t spt_most_keys(const spt_attention_problem *p) {
   int64_t most = 0;

@@ -1,6 +1,7 @@
 /* The encoder on the CPU. All tokens of a batch lie in panels of 16, back to back; every layer is a
  * handful of parallel phases over panels, strips and heads. */
 #include "../encoder.h"
+#include "../integer.h"
 
 #include <pthread.h>
 #include <stdlib.h>
@@ -34,13 +35,10 @@ typedef struct pass {
   float *x, *y, *qkv, *context, *inner; /* width, width, qkv, context and FFN features */
   float *first_x, *first_q;             /* the queries' x and Q in that last layer */
   float *scratch;                       /* attention's, one piece a worker */
+  int workers;
   int64_t scratch_stride;
   int64_t *panel_sequence; /* (n_panels): the sequence of the panel's first token */
 } pass;
-
-static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
-static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 
 static int64_t rows_of(const spt_encoder_matrix *m) {
   return m->strips != NULL ? m->strips->out : m->csr->out;
@@ -160,7 +158,7 @@ static void attend_panel(const pass *p, int32_t head, int64_t panel, int64_t con
                          int64_t context_width, int worker) {
   const int64_t *offsets = p->run->offsets;
   if (p->first_only) {
-    int64_t last = min64((panel + 1) * SPT_LANES, p->run->n_sequences);
+    int64_t last = spt_min((panel + 1) * SPT_LANES, p->run->n_sequences);
     for (int64_t s = panel * SPT_LANES; s < last; s++) {
       int lane = (int)(s - panel * SPT_LANES);
       if (offsets[s + 1] > offsets[s]) {
@@ -169,10 +167,10 @@ static void attend_panel(const pass *p, int32_t head, int64_t panel, int64_t con
     }
     return;
   }
-  int64_t first = panel * SPT_LANES, end = min64(first + SPT_LANES, p->tokens);
+  int64_t first = panel * SPT_LANES, end = spt_min(first + SPT_LANES, p->tokens);
   for (int64_t s = p->panel_sequence[panel]; s < p->run->n_sequences && offsets[s] < end; s++) {
-    int lane = (int)(max64(offsets[s], first) - first);
-    int lane_end = (int)(min64(offsets[s + 1], end) - first);
+    int lane = (int)(spt_max(offsets[s], first) - first);
+    int lane_end = (int)(spt_min(offsets[s + 1], end) - first);
     if (lane_end > lane) {
       attend(p, head, s, panel, lane, lane_end, context_row, context_width, worker);
     }
@@ -209,8 +207,8 @@ static void attention(pass *p) {
       memset(p->context, 0, (size_t)(panels * width * SPT_LANES) * sizeof(float));
     }
   }
-  spt_parallel_for(l->merged_row != NULL ? p->query_panels : l->n_heads * p->query_panels,
-                   attention_task, p);
+  int64_t tasks = l->merged_row != NULL ? p->query_panels : l->n_heads * p->query_panels;
+  spt_parallel_for_workers(tasks, p->workers, attention_task, p);
 }
 
 /* ---- after attention -------------------------------------------------------------------------- */
@@ -311,13 +309,13 @@ static void run_layers(pass *p) {
     p->layer = &p->model->layers[i];
     if (p->run->first_only && i + 1 == p->model->n_layers) {
       p->first_only = true;
-      p->query_panels = ceil_div(p->run->n_sequences, SPT_LANES);
+      p->query_panels = spt_ceil_div(p->run->n_sequences, SPT_LANES);
       gather_first(p);
     }
     run_layer(p);
   }
   if (p->run->first_only && p->model->n_layers == 0) {
-    p->query_panels = ceil_div(p->run->n_sequences, SPT_LANES);
+    p->query_panels = spt_ceil_div(p->run->n_sequences, SPT_LANES);
     gather_first(p);
     p->x = p->first_x;
   }
@@ -336,17 +334,17 @@ static int64_t lay_out(pass *p, float *base) {
   int64_t qkv = 0, context = 0, inner = 0, scratch = 0;
   for (int64_t i = 0; i < p->model->n_layers; i++) {
     const spt_encoder_layer *l = &p->model->layers[i];
-    qkv = max64(qkv, rows_of(&l->qkv));
-    context = max64(context, context_width_of(l));
-    inner = max64(inner, rows_of(&l->up));
+    qkv = spt_max(qkv, rows_of(&l->qkv));
+    context = spt_max(context, context_width_of(l));
+    inner = spt_max(inner, rows_of(&l->up));
     for (int32_t h = 0; h < l->n_heads; h++) {
       scratch =
-          max64(scratch, spt_attention_scratch(l->head_dim, l->v_width[h], p->longest, false));
+          spt_max(scratch, spt_attention_scratch(l->head_dim, l->v_width[h], p->longest, false));
     }
   }
-  int64_t first_panels = p->run->first_only ? ceil_div(p->run->n_sequences, SPT_LANES) : 0;
-  int64_t panels = max64(p->n_panels, first_panels), width = p->model->width;
-  p->scratch_stride = ceil_div(scratch, SPT_LANES) * SPT_LANES;
+  int64_t first_panels = p->run->first_only ? spt_ceil_div(p->run->n_sequences, SPT_LANES) : 0;
+  int64_t panels = spt_max(p->n_panels, first_panels), width = p->model->width;
+  p->scratch_stride = spt_ceil_div(scratch, SPT_LANES) * SPT_LANES;
   struct {
     float **buffer;
     int64_t columns; /* of 16 floats */
@@ -358,8 +356,8 @@ static int64_t lay_out(pass *p, float *base) {
       {&p->inner, panels * inner},
       {&p->first_x, first_panels * width},
       {&p->first_q, first_panels * qkv},
-      {&p->scratch, spt_pool_width() * p->scratch_stride / SPT_LANES},
-      {(float **)&p->panel_sequence, ceil_div(p->n_panels * 2, SPT_LANES)},
+      {&p->scratch, p->workers * p->scratch_stride / SPT_LANES},
+      {(float **)&p->panel_sequence, spt_ceil_div(p->n_panels * 2, SPT_LANES)},
   };
   int64_t at = 0;
   for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
@@ -385,10 +383,11 @@ static void find_sequences(pass *p) {
 spt_status spt_cpu_encoder_forward(void *state, const spt_encoder_run *run, spt_error *err) {
   cpu_encoder *encoder = state;
   pass p = {.tier = spt_cpu_tier_in_use(), .model = encoder->model, .run = run};
+  p.workers = spt_pool_width();
   p.tokens = run->offsets[run->n_sequences];
-  p.n_panels = ceil_div(p.tokens, SPT_LANES);
+  p.n_panels = spt_ceil_div(p.tokens, SPT_LANES);
   for (int64_t s = 0; s < run->n_sequences; s++) {
-    p.longest = max64(p.longest, run->offsets[s + 1] - run->offsets[s]);
+    p.longest = spt_max(p.longest, run->offsets[s + 1] - run->offsets[s]);
   }
   int64_t needed = lay_out(&p, NULL);
   spt_status status = SPT_OK;

@@ -9,6 +9,7 @@
  *
  * Summing 16 x 16 tiles column by column before the columns are folded needs no horizontal sum in
  * the inner loop. */
+#include "../integer.h"
 #include "groups.h"
 
 #include <string.h>
@@ -24,9 +25,6 @@
 #define CELL_ELEMENTS 262144 /* 1 MB: one core's L2 */
 #define PIECE_ELEMENTS 65536 /* of groups taller than that */
 #define TASK_ELEMENTS 32768  /* a task is worth handing out */
-
-static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 
 struct group_job {
   const spt_cpu_tier *tier;
@@ -64,13 +62,13 @@ static struct cell cell_at(const struct group_job *job, int64_t index) {
   index /= job->n_chunks;
   cell.piece = index % job->n_pieces;
   cell.band = index / job->n_pieces;
-  int64_t band_end = min64((cell.band + 1) * job->group_rows, job->w.rows);
+  int64_t band_end = spt_min((cell.band + 1) * job->group_rows, job->w.rows);
   cell.row_begin = cell.band * job->group_rows + cell.piece * job->piece_rows;
-  cell.row_end = min64(cell.row_begin + job->piece_rows, band_end);
+  cell.row_end = spt_min(cell.row_begin + job->piece_rows, band_end);
   cell.group_begin = cell.chunk * job->chunk_groups;
-  cell.n_groups = min64(job->chunk_groups, job->across - cell.group_begin);
+  cell.n_groups = spt_min(job->chunk_groups, job->across - cell.group_begin);
   cell.col_begin = cell.group_begin * job->group_cols;
-  cell.col_end = min64((cell.group_begin + cell.n_groups) * job->group_cols, job->w.cols);
+  cell.col_end = spt_min((cell.group_begin + cell.n_groups) * job->group_cols, job->w.cols);
   return cell;
 }
 
@@ -94,7 +92,7 @@ static void fold_columns(const struct group_job *job, const double *columns, int
   int64_t width = job->group_cols;
   for (int64_t c = 0; c < n; c += width) {
     double sum[4] = {0};
-    int64_t end = min64(c + width, n), i = c;
+    int64_t end = spt_min(c + width, n), i = c;
     for (; i + 4 <= end; i += 4) {
       for (int k = 0; k < 4; k++) {
         sum[k] += columns[i + k];
@@ -117,7 +115,7 @@ static void sum_narrow(const struct group_job *job, const struct cell *cell, str
                               job->w.row, cell->row_end - cell->row_begin, n);
   } else {
     for (int64_t row = cell->row_begin; row < cell->row_end; row += ROWS) {
-      int64_t rows = min64(ROWS, cell->row_end - row);
+      int64_t rows = spt_min(ROWS, cell->row_end - row);
       for (int64_t r = 0; r < rows; r++) {
         row_at(job, &job->w, row + r, cell->col_begin, n, b->x + r * SPAN);
       }
@@ -134,11 +132,11 @@ static void sum_wide(const struct group_job *job, const struct cell *cell, struc
   memset(sums, 0, (size_t)cell->n_groups * sizeof *sums);
   for (int64_t row = cell->row_begin; row < cell->row_end; row++) {
     for (int64_t begin = cell->col_begin; begin < cell->col_end; begin += SPAN) {
-      int64_t end = min64(begin + SPAN, cell->col_end);
+      int64_t end = spt_min(begin + SPAN, cell->col_end);
       const float *x = row_at(job, &job->w, row, begin, end - begin, b->x);
       for (int64_t c = begin; c < end;) {
         int64_t group = c / job->group_cols;
-        int64_t stop = min64((group + 1) * job->group_cols, end);
+        int64_t stop = spt_min((group + 1) * job->group_cols, end);
         sums[group - cell->group_begin] += job->tier->square_sum(x + (c - begin), stop - c);
         c = stop;
       }
@@ -159,10 +157,10 @@ static void sum_cell(const struct group_job *job, const struct cell *cell, struc
 
 static void divide_by_sizes(const struct group_job *job, const struct cell *cell, double *sums) {
   int64_t row = cell->band * job->group_rows;
-  int64_t rows = min64(row + job->group_rows, job->w.rows) - row;
+  int64_t rows = spt_min(row + job->group_rows, job->w.rows) - row;
   for (int64_t g = 0; g < cell->n_groups; g++) {
     int64_t col = (cell->group_begin + g) * job->group_cols;
-    int64_t cols = min64(col + job->group_cols, job->w.cols) - col;
+    int64_t cols = spt_min(col + job->group_cols, job->w.cols) - col;
     sums[g] /= (double)rows * (double)cols;
   }
 }
@@ -222,7 +220,7 @@ static const double *value_columns(const struct group_job *job, const struct cel
   }
   int64_t n = cell->col_end - cell->col_begin;
   for (int64_t g = 0, c = 0; c < n; g++) {
-    for (int64_t end = min64(c + job->group_cols, n); c < end; c++) {
+    for (int64_t end = spt_min(c + job->group_cols, n); c < end; c++) {
       columns[c] = values[g];
     }
   }
@@ -236,7 +234,7 @@ static void scale_cell(const struct group_job *job, const struct cell *cell, str
   int step = cell->n_groups == 1 ? 0 : 1;
   for (int64_t row = cell->row_begin; row < cell->row_end; row++) {
     for (int64_t col = cell->col_begin; col < cell->col_end; col += SPAN) {
-      int64_t n = min64(SPAN, cell->col_end - col);
+      int64_t n = spt_min(SPAN, cell->col_end - col);
       const float *x = row_at(job, &job->w, row, col, n, b->x);
       void *at = spt_address(to, row, col);
       float *y = is_plain(to) ? at : b->y;
@@ -275,7 +273,7 @@ static void whole_groups(void *context, int64_t task, int worker) {
   (void)worker;
   const struct group_job *job = context;
   struct buffers b;
-  int64_t end = min64((task + 1) * job->cells_per_task, job->down * job->n_chunks);
+  int64_t end = spt_min((task + 1) * job->cells_per_task, job->down * job->n_chunks);
   for (int64_t begin = task * job->cells_per_task; begin < end;) {
     int64_t used = 0, stop = begin;
     for (; stop < end; stop++) {
@@ -349,12 +347,12 @@ static void orient(struct group_job *job, const spt_grid *grid) {
 
 static void plan(struct group_job *job) {
   job->chunk_groups = job->group_cols < SPAN ? SPAN / job->group_cols : 1;
-  job->n_chunks = ceil_div(job->across, job->chunk_groups);
-  int64_t cols = min64(job->chunk_groups * job->group_cols, job->w.cols);
+  job->n_chunks = spt_ceil_div(job->across, job->chunk_groups);
+  int64_t cols = spt_min(job->chunk_groups * job->group_cols, job->w.cols);
   int64_t fits = PIECE_ELEMENTS / cols > 0 ? PIECE_ELEMENTS / cols : 1;
   job->piece_rows = job->group_rows * cols <= CELL_ELEMENTS ? job->group_rows : fits;
-  job->n_pieces = ceil_div(job->group_rows, job->piece_rows);
-  job->cells_per_task = ceil_div(TASK_ELEMENTS, job->piece_rows * cols);
+  job->n_pieces = spt_ceil_div(job->group_rows, job->piece_rows);
+  job->cells_per_task = spt_ceil_div(TASK_ELEMENTS, job->piece_rows * cols);
 }
 
 static spt_status run(const char *op, const spt_grid *grid, struct group_job *job, double *penalty,
@@ -379,7 +377,7 @@ static spt_status run(const char *op, const spt_grid *grid, struct group_job *jo
     job->weighs_penalty = true;
   }
   if (status == SPT_OK && job->n_pieces == 1) {
-    spt_parallel_for(ceil_div(cells, job->cells_per_task), whole_groups, job);
+    spt_parallel_for(spt_ceil_div(cells, job->cells_per_task), whole_groups, job);
   } else if (status == SPT_OK) {
     spt_parallel_for(pieces, sum_piece, job);
     spt_parallel_for(cells, finish_pieces, job);

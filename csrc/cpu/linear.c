@@ -3,6 +3,7 @@
  *
  * A dense matrix is cut into strips on every call: one pass over the weights, against one per token
  * for the product itself. Pack it once (a matrix without a mask) where that pass matters. */
+#include "../integer.h"
 #include "half.h"
 #include "ops.h"
 #include "pool.h"
@@ -11,9 +12,6 @@
 #include "tier.h"
 
 #define CHUNK_PANELS 64 /* 1024 tokens at a time bound the workspace */
-
-static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* ---- a dense matrix as strips ------------------------------------------------------------- */
 
@@ -44,7 +42,7 @@ static void free_dense_strips(dense_strips *d) {
 
 static spt_status cut_dense(const char *op, const spt_matrix *w, dense_strips *d, spt_error *err) {
   spt_status status = SPT_OK;
-  int64_t n = ceil_div(w->rows, SPT_STRIP);
+  int64_t n = spt_ceil_div(w->rows, SPT_STRIP);
   *d = (dense_strips){0};
   char *index = spt_scratch(op, n + 1, 2 * sizeof(int64_t) + 2 * sizeof(int32_t), &status, err);
   d->run_ptr = (int64_t *)index;
@@ -130,7 +128,7 @@ static void run_forward(struct linear_job *job) {
                                .residual_stride = y_stride,
                                .activation = job->p->activation};
   for (job->first_row = 0; job->first_row < n; job->first_row += CHUNK_PANELS * SPT_LANES) {
-    job->n_panels = min64(ceil_div(n - job->first_row, SPT_LANES), CHUNK_PANELS);
+    job->n_panels = spt_min(spt_ceil_div(n - job->first_row, SPT_LANES), CHUNK_PANELS);
     spt_parallel_for(job->n_panels, pack_rows, job);
     spt_product_run(&product, 0, spt_product_units(&product), job->n_panels);
     spt_parallel_for(job->n_panels, unpack_rows, job);
@@ -148,7 +146,7 @@ spt_status spt_cpu_linear(void *state, const spt_linear_problem *p, spt_error *e
   if (p->w.strips == NULL && p->w.csr == NULL) {
     SPT_TRY(cut_dense(op, &p->w.dense, &dense, err));
   }
-  int64_t panels = min64(ceil_div(p->x.rows, SPT_LANES), CHUNK_PANELS);
+  int64_t panels = spt_min(spt_ceil_div(p->x.rows, SPT_LANES), CHUNK_PANELS);
   struct linear_job job = {.tier = spt_cpu_tier_in_use(), .p = p};
   job.strips = dense.values != NULL ? &dense.strips : p->w.strips;
   float *bias = load_row(op, &p->bias, &status, err);
@@ -307,7 +305,7 @@ spt_status spt_cpu_linear_backward(void *state, const spt_linear_backward_proble
   }
   struct backward_job job = {.tier = spt_cpu_tier_in_use(), .p = p};
   job.strips = is_dense ? &dense.strips : p->w.strips;
-  job.n_panels = ceil_div(p->x.rows, SPT_LANES);
+  job.n_panels = spt_ceil_div(p->x.rows, SPT_LANES);
   size_t column = SPT_LANES * sizeof(float);
   job.g = spt_scratch(op, job.n_panels * p->w.out, column, &status, err);
   if (p->dx.data != NULL) {

@@ -3,14 +3,13 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "../integer.h"
 #include "groups.h"
 #include "half.h"
 #include "ops.h"
 #include "pool.h"
 #include "scratch.h"
 #include "select.h"
-
-static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 
 struct mask_job {
   spt_grid grid;
@@ -54,7 +53,7 @@ static void zero_row(void *context, int64_t row, int worker) {
     int64_t end = run_end(&job->mask, band, group);
     if (!keeps(&job->mask, band, group)) {
       set_zero(&grid->w, row, group * grid->group_cols,
-               min64(end * grid->group_cols, grid->w.cols));
+               spt_min(end * grid->group_cols, grid->w.cols));
     }
     group = end;
   }
@@ -93,7 +92,7 @@ static void expand_row(void *context, int64_t row, int worker) {
   }
   for (int64_t group = 0, col = 0; group < grid->across; group++) {
     bool kept = from[group * job->mask.col];
-    int64_t end = min64(col + grid->group_cols, grid->w.cols);
+    int64_t end = spt_min(col + grid->group_cols, grid->w.cols);
     if (grid->w.col == 1) {
       memset(to + col, kept, (size_t)(end - col));
       col = end;
@@ -116,7 +115,7 @@ spt_status spt_cpu_expand_mask(void *state, const spt_expand_mask_problem *p, sp
 
 /* Scores are not negative, so their bits order as they do. */
 static void keep_largest(const uint32_t *keys, int64_t n, double sparsity, bool *keep) {
-  int64_t pruned = min64((int64_t)floor(sparsity * (double)n + 0.5), n - 1);
+  int64_t pruned = spt_min((int64_t)floor(sparsity * (double)n + 0.5), n - 1);
   if (pruned <= 0) {
     memset(keep, true, (size_t)n * sizeof *keep);
     return;

@@ -15,6 +15,7 @@
 
 #define MAX_WIDTH 256
 #define SPIN_ROUNDS 2000
+#define OPEN 0x80000000u
 
 static struct {
   pthread_mutex_t busy; /* held by the caller that uses the workers */
@@ -25,10 +26,11 @@ static struct {
   atomic_int width;
   atomic_bool stop;
   atomic_uint generation; /* one job, one generation */
-  atomic_int running;     /* workers that have not finished the current job */
+  atomic_uint gate;       /* OPEN while a job may be joined, plus the number of workers inside */
   spt_task_fn fn;
   void *context;
   int64_t n_tasks;
+  int workers; /* that may join the job */
   atomic_llong next;
 } pool = {.busy = PTHREAD_MUTEX_INITIALIZER,
           .sleep = PTHREAD_MUTEX_INITIALIZER,
@@ -67,6 +69,18 @@ static unsigned await_generation(unsigned seen) {
   return now;
 }
 
+/* A worker that wakes late finds the gate closed: nobody waits for it. */
+static bool enter(void) {
+  unsigned gate = atomic_load_explicit(&pool.gate, memory_order_relaxed);
+  while (gate & OPEN) {
+    if (atomic_compare_exchange_weak_explicit(&pool.gate, &gate, gate + 1, memory_order_acquire,
+                                              memory_order_relaxed)) {
+      return true;
+    }
+  }
+  return false;
+}
+
 struct worker_start {
   int worker;
   unsigned generation;
@@ -81,8 +95,12 @@ static void *worker_main(void *argument) {
     if (atomic_load(&pool.stop)) {
       return NULL;
     }
-    drain(start.worker);
-    atomic_fetch_sub_explicit(&pool.running, 1, memory_order_release);
+    if (enter()) {
+      if (start.worker < pool.workers) {
+        drain(start.worker);
+      }
+      atomic_fetch_sub_explicit(&pool.gate, 1, memory_order_release);
+    }
   }
 }
 
@@ -109,7 +127,7 @@ static void after_fork_in_child(void) {
   pthread_mutex_init(&pool.sleep, NULL);
   pthread_cond_init(&pool.wake, NULL);
   pool.started = 0;
-  atomic_store(&pool.running, 0);
+  atomic_store(&pool.gate, 0);
 }
 
 static int default_width(void) {
@@ -169,6 +187,10 @@ static void start_workers(int wanted) {
 }
 
 void spt_parallel_for(int64_t n_tasks, spt_task_fn fn, void *context) {
+  spt_parallel_for_workers(n_tasks, MAX_WIDTH, fn, context);
+}
+
+void spt_parallel_for_workers(int64_t n_tasks, int workers, spt_task_fn fn, void *context) {
   int width = spt_pool_width();
   if (n_tasks <= 1 || width == 1 || pthread_mutex_trylock(&pool.busy) != 0) {
     for (int64_t task = 0; task < n_tasks; task++) {
@@ -180,11 +202,13 @@ void spt_parallel_for(int64_t n_tasks, spt_task_fn fn, void *context) {
   pool.fn = fn;
   pool.context = context;
   pool.n_tasks = n_tasks;
+  pool.workers = workers;
   atomic_store_explicit(&pool.next, 0, memory_order_relaxed);
-  atomic_store_explicit(&pool.running, pool.started, memory_order_relaxed);
+  atomic_store_explicit(&pool.gate, OPEN, memory_order_release);
   publish();
   drain(0);
-  for (int round = 0; atomic_load_explicit(&pool.running, memory_order_acquire) > 0; round++) {
+  atomic_fetch_and_explicit(&pool.gate, ~OPEN, memory_order_relaxed);
+  for (int round = 0; atomic_load_explicit(&pool.gate, memory_order_acquire) > 0; round++) {
     if (round < SPIN_ROUNDS) {
       relax();
     } else {

@@ -85,14 +85,14 @@ spt_status spt_cpu_topk(void *state, const spt_topk_problem *p, spt_error *err) 
   spt_status status = SPT_OK;
   bool packed = p->offsets != NULL;
   int64_t count = packed ? p->n_sequences : spt_row_count(&p->scores);
+  int workers = spt_pool_width();
   struct topk_job job = {.p = p};
   atomic_init(&job.nan_at, INT64_MAX);
   for (int64_t i = 0; i < (packed ? count : count > 0); i++) {
     int64_t n = length_of(p, i);
     job.longest = n > job.longest ? n : job.longest;
   }
-  job.keys =
-      spt_scratch("topk", job.longest, sizeof(uint32_t) * (size_t)spt_pool_width(), &status, err);
+  job.keys = spt_scratch("topk", job.longest, sizeof(uint32_t) * (size_t)workers, &status, err);
   if (packed) {
     job.starts = spt_scratch("topk", count, sizeof(int64_t), &status, err);
     for (int64_t i = 0, start = 0; job.starts != NULL && i < count; i++) {
@@ -101,7 +101,7 @@ spt_status spt_cpu_topk(void *state, const spt_topk_problem *p, spt_error *err) 
     }
   }
   if (status == SPT_OK) {
-    spt_parallel_for(count, select_sequence, &job);
+    spt_parallel_for_workers(count, workers, select_sequence, &job);
     status = refuse_nan(&job, err);
   }
   free(job.keys);

@@ -1,8 +1,7 @@
 /* Group norms, beta, the reweighted group lasso, its gradient and its proximal step. */
+#include "../integer.h"
 #include "check.h"
 #include "groups.h"
-
-static int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 
 /* A group is never taken larger than the matrix, so that no product of sizes can overflow. */
 static int64_t clip(int64_t group, int64_t size) {
@@ -20,8 +19,8 @@ spt_status spt_grid_of(const char *op, const char *arg, const spt_tensor *w, int
   *grid = (spt_grid){.w = spt_matrix_of(w)};
   grid->group_rows = clip(group_rows, w->shape[0]);
   grid->group_cols = clip(group_cols, w->shape[1]);
-  grid->down = ceil_div(w->shape[0], grid->group_rows);
-  grid->across = ceil_div(w->shape[1], grid->group_cols);
+  grid->down = spt_ceil_div(w->shape[0], grid->group_rows);
+  grid->across = spt_ceil_div(w->shape[1], grid->group_cols);
   return SPT_OK;
 }
 
