@@ -47,10 +47,18 @@ def load_classifier(
         if task.kind == "classification":
             changes["id2label"] = dict(enumerate(task.labels))
             changes["label2id"] = {name: i for i, name in enumerate(task.labels)}
-    with quiet_transformers():
-        model = AutoModelForSequenceClassification.from_pretrained(
-            source, attn_implementation=attention, ignore_mismatched_sizes=True, **changes
-        )
+    try:
+        with quiet_transformers():
+            model = AutoModelForSequenceClassification.from_pretrained(
+                source, attn_implementation=attention, ignore_mismatched_sizes=True, **changes
+            )
+    except KeyError as error:
+        if error.args != (attention,):
+            raise
+        raise NotImplementedError(
+            f"finetune: attention is {attention!r}, expected 'sdpa' or 'eager': this model takes "
+            f"no other in transformers {transformers.__version__}"
+        ) from None
     return model.float()
 
 

@@ -208,7 +208,9 @@ class _Keeper:
 def _teacher(run: RunFolder, data: Encoded) -> Callable[[], torch.Tensor]:
     def logits() -> torch.Tensor:
         # One pass over train serves all epochs: the teacher has no dropout, so it never changes.
-        model = load_classifier(run.stage("dense"), attention=run.settings.attention)
+        # Making a model may draw random numbers, at a moment that depends on where a run resumed.
+        with torch.random.fork_rng(devices=[]):
+            model = load_classifier(run.stage("dense"), attention=run.settings.attention)
         return torch.from_numpy(predict_logits(model, data, run.settings.eval_batch_size))
 
     return logits
