@@ -80,8 +80,9 @@ def plan_batches(
     Within an epoch, rows are shuffled, sorted by length within pools of 50 batches, so that little
     is padded, and the batches are shuffled again. The last batch of an epoch may be smaller.
 
-    >>> plan_batches([5, 5, 5], 2, steps=3, seed=0)
-    [[1, 2], [0], [1, 2]]
+    >>> epoch = plan_batches([5, 5, 5], 2, steps=2, seed=0)
+    >>> sorted(row for batch in epoch for row in batch)
+    [0, 1, 2]
     """
     sizes = np.asarray(lengths)
     random = np.random.default_rng(seed)
