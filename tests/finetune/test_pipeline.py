@@ -282,3 +282,28 @@ def test_a_folder_that_cannot_be_written_is_refused(
     (tmp_path / "file").write_text("")
     with pytest.raises(NotADirectoryError):
         finetune(tiny_model, tiny_data, out=tmp_path / "file" / "run", **SHORT)
+
+
+def test_without_a_penalty_the_twin_is_the_run_itself(
+    tiny_model: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    """Same start, batches and dropout: only then do differences come from the penalty."""
+    settings = {**SHORT, "strength": 0.0, "twin": True, "distill": 0.3}
+    report = finetune(tiny_model, tiny_data, out=tmp_path / "run", **settings)
+    lasso = report["pruning"]["reweighted"]
+    assert lasso["mask_agreement"]["all"] == 1.0
+    assert lasso["energy_removed_without"] == pytest.approx(lasso["energy_removed"], rel=1e-6)
+    assert report["scores"]["lambda_zero"] == report["scores"]["pruned"]
+    run = RunFolder.open(tmp_path / "run")
+    assert np.array_equal(run.logits("lambda_zero"), run.logits("pruned"))
+    assert not (tmp_path / "run" / "twin").exists()
+    assert "trained once more" in render_text(report)
+
+
+def test_the_penalty_tells_the_run_from_its_twin(
+    tiny_model: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    report = finetune(tiny_model, tiny_data, out=tmp_path / "run", **SHORT, twin=True)
+    lasso = report["pruning"]["reweighted"]
+    assert lasso["mask_agreement"]["all"] < 1.0
+    assert lasso["energy_removed"] < lasso["energy_removed_without"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 from typing import Any
 
 from spatile.cli.usage import PRECOMPUTE, UsageError, add_command
@@ -92,6 +93,11 @@ def _pruning(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--strength", help="λ of the lasso, or auto (default)")
     group.add_argument("--shrink", type=float, help="how far auto may shrink the weakest (0.5)")
     group.add_argument("--eps", type=float, help="ε of the reweighting (1e-3)")
+    group.add_argument(
+        "--twin",
+        action="store_true",
+        help="train the reweighted stage without the penalty too, for the report to compare with",
+    )
     group.add_argument("--ramp", type=float, help="share of the stage over which λ rises (0.5)")
     group.add_argument("--reweight-every", type=float, metavar="EPOCHS", help="β's milestones")
 
@@ -163,6 +169,8 @@ def run(given: argparse.Namespace) -> int:
             progress=Progress(quiet=given.quiet),
         )
     except KeyboardInterrupt:
+        if not (Path(given.out) / "run.json").is_file():
+            raise
         again = f"spatile finetune --resume --out {given.out}"
         raise KeyboardInterrupt(f"stopped; {again} continues the run") from None
     if given.json:

@@ -16,6 +16,7 @@ from spatile.finetune.progress import Progress
 from spatile.finetune.run_folder import RunFolder
 from spatile.finetune.settings import Settings
 from spatile.finetune.training import prepare, train
+from spatile.finetune.twin import Twin
 from spatile.finetune.weights import resolve_model
 from spatile.sparsity import Plan
 
@@ -82,6 +83,9 @@ def finetune(
         run = RunFolder.create(out, wanted, data=fingerprint(task)) if run is None else run
         _announce(wanted, task, progress)
         train(run, job, progress)
+    if wanted.twin and "lambda_zero" not in run.state["evaluations"]:
+        # The job's model has been trained by now, and its generators have moved on.
+        Twin(run, prepare(wanted, task)).train(progress)
     return finish(run, task, progress, rounds=timing_rounds)
 
 

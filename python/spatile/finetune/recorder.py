@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from spatile.finetune.progress import Progress
 from spatile.sparsity import StageSteps
 
-__all__ = ["AfterPruning", "BeforePruning"]
+__all__ = ["AfterPruning", "BeforePruning", "StepProgress"]
 
 Reached = Callable[[str, Any], None]
 
@@ -44,17 +43,23 @@ class BeforePruning(TrainerCallback):  # type: ignore[misc]
 class AfterPruning(TrainerCallback):  # type: ignore[misc]
     """Stands behind the pruning callback: calls ``reached("pruned" | "retrained", model)``.
 
-    It also moves the progress on, has the Trainer save between stages, and, once :meth:`interrupt`
-    was called, saves and raises KeyboardInterrupt.
+    It also moves the progress on, has the Trainer save between stages, calls ``saved()`` after each
+    saving, and, once :meth:`interrupt` was called, saves and raises KeyboardInterrupt.
     """
 
-    def __init__(self, steps: StageSteps, reached: Reached, progress: Progress) -> None:
+    def __init__(
+        self,
+        steps: StageSteps,
+        reached: Reached,
+        saved: Callable[[], None],
+        progress: Progress,
+    ) -> None:
         self._steps = steps
         self._reached = reached
+        self._saved = saved
         self._progress = progress
         self._loss: float | None = None
         self._interrupted = False
-        self._started = time.monotonic()
 
     def interrupt(self) -> None:
         """Stop after the step that is being taken, when it has been saved."""
@@ -94,6 +99,7 @@ class AfterPruning(TrainerCallback):  # type: ignore[misc]
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        self._saved()
         if self._interrupted:
             raise KeyboardInterrupt
 
@@ -108,3 +114,29 @@ class AfterPruning(TrainerCallback):  # type: ignore[misc]
             "retrain": (steps.reweighted_end, steps.total),
         }[name]
         self._progress.begin(name, end - start, step - start)
+
+
+class StepProgress(TrainerCallback):  # type: ignore[misc]
+    """Shows the steps of a run under one title, up to ``end``."""
+
+    def __init__(self, progress: Progress, title: str, end: int) -> None:
+        self._progress = progress
+        self._title = title
+        self._end = end
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._progress.begin(self._title, self._end - state.global_step)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        self._progress.advance()
+        control.should_save = False
+        return control
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._progress.end()

@@ -20,10 +20,12 @@ __all__ = ["LAMBDA_ZERO", "STAGES", "build_report"]
 
 STAGES = ("pretrained", "dense", "lambda_zero", "reweighted", "pruned", "retrained")
 
-LAMBDA_ZERO = (
-    "λ = 0: the weights at the start of the reweighted stage, pruned to the same sparsity without "
-    "the penalty having acted"
-)
+LAMBDA_ZERO = {
+    False: "λ = 0: the weights at the start of the reweighted stage, pruned to the same sparsity "
+    "without that stage (--twin trains it without the penalty instead)",
+    True: "λ = 0: the reweighted stage trained once more from the same start, with the same "
+    "batches and dropout but without the penalty, and pruned to the same sparsity",
+}
 
 
 def build_report(
@@ -55,7 +57,7 @@ def build_report(
         "scores": {name: evaluations[name]["scores"] for name in STAGES if name in evaluations},
         "seconds": {name: evaluations[name]["seconds"] for name in STAGES if name in evaluations},
         "differences": _differences(run, task),
-        "lambda_zero": LAMBDA_ZERO if "lambda_zero" in evaluations else None,
+        "lambda_zero": LAMBDA_ZERO[run.settings.twin] if "lambda_zero" in evaluations else None,
         "pruning": run.state["history"],
         "summary": {"dense": dense.summary().to_json(), "packed": packed.summary().to_json()},
         "sizes": _sizes(run),

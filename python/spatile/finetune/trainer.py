@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from spatile.finetune.batches import Encoded, collate
+from spatile.finetune.batches import collate, plan_batches
+from spatile.finetune.job import Job
 from spatile.finetune.settings import Settings
-from spatile.sparsity import StageSteps
 from spatile.torch import distillation_loss
 
 __all__ = ["StageTrainer", "training_arguments"]
@@ -33,24 +33,25 @@ class StageTrainer(Trainer):  # type: ignore[misc]
 
     def __init__(
         self,
-        model: Any,
+        job: Job,
         args: TrainingArguments,
         *,
-        settings: Settings,
-        steps: StageSteps,
-        data: Encoded,
-        batches: list[list[int]],
         callbacks: list[TrainerCallback],
         teacher: Callable[[], torch.Tensor] | None = None,
     ) -> None:
-        super().__init__(model=model, args=args, train_dataset=data, callbacks=callbacks)
+        super().__init__(
+            model=job.model, args=args, train_dataset=job.train_data, callbacks=callbacks
+        )
         self.remove_callback(PrinterCallback)
         # The loss below is a plain mean; the Trainer must not rescale it.
         self.model_accepts_loss_kwargs = False
-        self._settings = settings
-        self._steps = steps
-        self._data = data
-        self._batches = batches
+        self._settings, self._steps, self._data = job.settings, job.steps, job.train_data
+        self._batches = plan_batches(
+            self._data.lengths,
+            self._settings.batch_size,
+            steps=args.max_steps,
+            seed=self._settings.seed,
+        )
         self._teacher = teacher
         self._teacher_logits: torch.Tensor | None = None
 

@@ -4,54 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import math
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import set_seed
 
-from spatile import ops
-from spatile.finetune.batches import Encoded, encode, plan_batches
-from spatile.finetune.checkpoints import (
-    load_classifier,
-    load_tokenizer,
-    quiet_transformers,
-    save_checkpoint,
-)
+from spatile.finetune.batches import encode
+from spatile.finetune.checkpoints import load_classifier, load_tokenizer, quiet_transformers
 from spatile.finetune.data.task import Task
+from spatile.finetune.job import Job
+from spatile.finetune.keeper import Keeper
 from spatile.finetune.progress import Progress
 from spatile.finetune.recorder import AfterPruning, BeforePruning
 from spatile.finetune.run_folder import RunFolder, disk_is_full
-from spatile.finetune.scoring import predict_logits
+from spatile.finetune.scoring import teacher_logits
 from spatile.finetune.settings import Settings
-from spatile.finetune.tasks import scores_of
 from spatile.finetune.trainer import StageTrainer, training_arguments
+from spatile.finetune.twin import Twin
 from spatile.inference.architecture import read_architecture
-from spatile.sparsity import Plan, Stages, StageSteps, match
-from spatile.torch import Pruner, PruningCallback, last_checkpoint
-from spatile.torch.history import norm_summary
+from spatile.sparsity import Stages, StageSteps, match
+from spatile.torch import PruningCallback, last_checkpoint
 
-__all__ = ["Job", "prepare", "stages_of", "train"]
-
-
-@dataclass
-class Job:
-    """What training needs, loaded and checked; made by :func:`prepare`."""
-
-    settings: Settings
-    task: Task
-    model: Any
-    tokenizer: Any
-    train_data: Encoded
-    dev_data: Encoded
-    plan: Plan
-    stages: Stages
-    steps: StageSteps
+__all__ = ["prepare", "stages_of", "train"]
 
 
 def prepare(settings: Settings, task: Task) -> Job:
@@ -96,37 +75,31 @@ def train(run: RunFolder, job: Job, progress: Progress) -> None:
         eps=settings.eps,
         scope=settings.scope,  # type: ignore[arg-type]
     )
-    keeper = _Keeper(run, job, pruning, progress)
+    keeper = Keeper(run, job, progress, pruning)
     keeper.reached("pretrained", job.model)
-    after = AfterPruning(steps, keeper.reached, progress)
+    twin = Twin(run, job)
+    after = AfterPruning(steps, keeper.reached, twin.keep_start, progress)
     epoch = math.ceil(len(data) / settings.batch_size)
+    arguments = training_arguments(
+        run.trainer,
+        settings,
+        max_steps=steps.total,
+        save_steps=settings.checkpoint_every or epoch,
+    )
+    teacher = None
+    if settings.distill > 0:
+        teacher = functools.partial(teacher_logits, run.stage("dense"), settings, data)
     with quiet_transformers():
         trainer = StageTrainer(
-            job.model,
-            training_arguments(
-                run.trainer,
-                settings,
-                max_steps=steps.total,
-                save_steps=settings.checkpoint_every or epoch,
-            ),
-            settings=settings,
-            steps=steps,
-            data=data,
-            batches=plan_batches(
-                data.lengths, settings.batch_size, steps=steps.total, seed=settings.seed
-            ),
+            job,
+            arguments,
             callbacks=[BeforePruning(steps, keeper.reached), pruning, after],
-            teacher=_teacher(run, data) if settings.distill > 0 else None,
+            teacher=teacher,
         )
-        with _interruptible(after.interrupt):
-            try:
-                trainer.train(resume_from_checkpoint=last_checkpoint(run.trainer))
-            except Exception as error:
-                if (isinstance(error, OSError) and error.filename) or not disk_is_full(error):
-                    raise
-                words = "no space left while saving; the run can be resumed"
-                raise OSError(errno.ENOSPC, words, str(run.trainer)) from error
-    progress.end()
+        with _interruptible(after.interrupt), _named_when_full(run.trainer):
+            twin.keep_start()
+            trainer.train(resume_from_checkpoint=last_checkpoint(run.trainer))
+        progress.end()
 
 
 def stages_of(settings: Settings, rows: int) -> tuple[Stages, StageSteps]:
@@ -156,64 +129,16 @@ def stages_of(settings: Settings, rows: int) -> tuple[Stages, StageSteps]:
     return stages, stages.resolve(steps_per_epoch=epoch, max_steps=total)
 
 
-class _Keeper:
-    """Evaluates and saves what each stage reached, once."""
-
-    def __init__(
-        self, run: RunFolder, job: Job, pruning: PruningCallback, progress: Progress
-    ) -> None:
-        self._run, self._job, self._pruning, self._progress = run, job, pruning, progress
-        self._since = time.monotonic()
-
-    def reached(self, name: str, model: Any) -> None:
-        """``model`` is at the end of stage ``name``."""
-        run = self._run
-        seconds = time.monotonic() - self._since
-        if name not in run.state["evaluations"]:
-            # The untrained model is at hand already; every later one costs training.
-            if name != "pretrained":
-                save_checkpoint(run.stage(name), model, self._job.tokenizer)
-            if name == "dense" and self._job.steps.reweighted_end > self._job.steps.dense_end:
-                self._prune_without_penalty(model)
-            if name in ("pruned", "retrained"):
-                run.state["history"] = self._history(name)
-            self._evaluate(name, model, seconds)
-        self._since = time.monotonic()
-
-    def _evaluate(self, name: str, model: Any, seconds: float | None) -> None:
-        logits = predict_logits(model, self._job.dev_data, self._run.settings.eval_batch_size)
-        scores = scores_of(self._job.task, logits)
-        evaluation = {"scores": {k: s.to_json() for k, s in scores.items()}, "seconds": seconds}
-        self._run.record(name, evaluation, logits)
-        self._progress.say(f"{name}: " + ", ".join(str(score) for score in scores.values()))
-
-    def _prune_without_penalty(self, model: Any) -> None:
-        """Score the dense stage's weights pruned as they are (λ = 0), and put them back."""
-        pruner = Pruner(model, self._job.plan, strength=0.0, scope=self._run.settings.scope)  # type: ignore[arg-type]
-        kept = {m.name: pruner.weight(m).clone() for m in pruner.matrices}
-        masks = pruner.choose_masks()
-        for m in pruner.matrices:
-            ops.apply_mask_(pruner.weight(m), masks[m.name], pattern=m.pattern)
-        self._evaluate("lambda_zero", model, None)
-        for m in pruner.matrices:
-            pruner.weight(m).copy_(kept[m.name])
-
-    def _history(self, name: str) -> dict[str, Any]:
-        history = dict(self._pruning.history)
-        if name == "retrained":
-            history["norms"] = {**history["norms"], "end": norm_summary(self._pruning.pruner)}
-        return history
-
-
-def _teacher(run: RunFolder, data: Encoded) -> Callable[[], torch.Tensor]:
-    def logits() -> torch.Tensor:
-        # One pass over train serves all epochs: the teacher has no dropout, so it never changes.
-        # Making a model may draw random numbers, at a moment that depends on where a run resumed.
-        with torch.random.fork_rng(devices=[]):
-            model = load_classifier(run.stage("dense"), attention=run.settings.attention)
-        return torch.from_numpy(predict_logits(model, data, run.settings.eval_batch_size))
-
-    return logits
+@contextlib.contextmanager
+def _named_when_full(path: Path) -> Iterator[None]:
+    """Have a full disk say what could not be saved, whichever library found it full."""
+    try:
+        yield
+    except Exception as error:
+        if (isinstance(error, OSError) and error.filename) or not disk_is_full(error):
+            raise
+        words = "no space left while saving; the run can be resumed"
+        raise OSError(errno.ENOSPC, words, str(path)) from error
 
 
 @contextlib.contextmanager
