@@ -42,7 +42,7 @@ def test_the_text_puts_every_stage_beside_the_floor(report: dict[str, Any]) -> N
 
 def test_the_text_states_what_the_times_were_measured_on(report: dict[str, Any]) -> None:
     text = render_text(report)
-    assert "batch size 32, 24 dev examples, 1 interleaved rounds" in text
+    assert "24 in batches of 1, 24 in batches of 32; 1 interleaved rounds" in text
     assert f"1 threads on {report['environment']['processor']}" in text
     assert f"torch {report['environment']['torch']}" in text
 

@@ -18,7 +18,7 @@ from spatile.finetune.data.task import Task
 from spatile.finetune.progress import Progress
 from spatile.finetune.results import build_report
 from spatile.finetune.run_folder import RunFolder, write_folder
-from spatile.finetune.timing import batches_of, measure, torch_runner
+from spatile.finetune.timing import Runner, batches_of, measure, torch_runner
 from spatile.inference import Encoder
 from spatile.report import read_report, write_html
 from spatile.sparsity import write_atomically
@@ -28,8 +28,8 @@ __all__ = ["TOLERANCE", "finish"]
 #: How far logits of the packed model may be from those of the trained one.
 TOLERANCE = 1e-3
 
-_TIMED_EXAMPLES = 128
-_TIMED_BATCH = 32
+# Examples that are timed, by batch size: one alone as a service sees them, and many together.
+_TIMED = {1: 48, 32: 128}
 
 
 def finish(run: RunFolder, task: Task, progress: Progress, *, rounds: int) -> dict[str, Any]:
@@ -96,23 +96,26 @@ def _timing(
 ) -> dict[str, Any]:
     model = load_classifier(run.stage("dense"), attention="sdpa")
     tokenizer = load_tokenizer(run.stage("dense"))
-    examples = task.dev.take(min(_TIMED_EXAMPLES, len(task.dev)), seed=0)
-    batches = batches_of(examples, _TIMED_BATCH)
+    runners: dict[str, Runner] = {
+        "torch dense": torch_runner(model, tokenizer, run.settings.max_length),
+        "spatile dense": lambda texts, pairs: dense.predict(texts, pairs),
+        "spatile packed": lambda texts, pairs: packed.predict(texts, pairs),
+    }
     threads = torch.get_num_threads()
+    sizes = []
     with _same_threads(threads):
-        milliseconds = measure(
-            {
-                "torch dense": torch_runner(model, tokenizer, run.settings.max_length),
-                "spatile dense": lambda texts, pairs: dense.predict(texts, pairs),
-                "spatile packed": lambda texts, pairs: packed.predict(texts, pairs),
-            },
-            batches,
-            rounds=rounds,
-        )
+        for batch_size, count in _TIMED.items():
+            examples = task.dev.take(min(count, len(task.dev)), seed=0)
+            batches = batches_of(examples, batch_size)
+            sizes.append(
+                {
+                    "batch_size": batch_size,
+                    "examples": len(examples),
+                    "milliseconds": measure(runners, batches, rounds=rounds),
+                }
+            )
     return {
-        "milliseconds": milliseconds,
-        "batch_size": _TIMED_BATCH,
-        "examples": len(examples),
+        "sizes": sizes,
         "rounds": rounds,
         "threads": threads,
         "what": "text in, logits out, tokenizing included; batches of similar length",

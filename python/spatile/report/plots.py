@@ -95,15 +95,17 @@ def _norms(report: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _times(report: dict[str, Any]) -> str:
-    times = report["timing"]["milliseconds"]
+    sizes = report["timing"]["sizes"]
     figure = _figure(7.5, 1.8)
-    axes = figure.subplots()
-    names = list(times)
-    axes.barh(names, [times[n]["median"] for n in names], color=_COLOURS[: len(names)])
-    for i, name in enumerate(names):
-        axes.plot([times[name]["min"]] * 2, [i - 0.4, i + 0.4], color="black", linewidth=1)
-    axes.invert_yaxis()
-    axes.set_xlabel("ms per example")
+    for axes, size in zip(figure.subplots(1, len(sizes), squeeze=False)[0], sizes, strict=True):
+        times = size["milliseconds"]
+        names = list(times)
+        axes.barh(names, [times[n]["median"] for n in names], color=_COLOURS[: len(names)])
+        for i, name in enumerate(names):
+            axes.plot([times[name]["min"]] * 2, [i - 0.4, i + 0.4], color="black", linewidth=1)
+        axes.invert_yaxis()
+        axes.set_title(f"batch size {size['batch_size']}", fontsize=9)
+        axes.set_xlabel("ms per example")
     return _svg(figure)
 
 

@@ -93,18 +93,26 @@ def _cost(report: dict[str, Any]) -> Table:
 
 def _timing(report: dict[str, Any]) -> Table:
     timing, environment = report["timing"], report["environment"]
-    base = timing["milliseconds"]["torch dense"]["median"]
-    rows = tuple(
-        (name, f"{t['median']:.3f}", f"{t['min']:.3f}", f"{base / t['median']:.2f}×")
-        for name, t in timing["milliseconds"].items()
-    )
+    rows = []
+    for size in timing["sizes"]:
+        base = size["milliseconds"]["torch dense"]["median"]
+        rows += [
+            (
+                f"batch {size['batch_size']}, {name}",
+                f"{t['median']:.3f}",
+                f"{t['min']:.3f}",
+                f"{base / t['median']:.2f}×",
+            )
+            for name, t in size["milliseconds"].items()
+        ]
+    counts = ", ".join(f"{s['examples']} in batches of {s['batch_size']}" for s in timing["sizes"])
     return Table(
         "Milliseconds per example",
         ("", "median", "min", "torch dense / this"),
-        rows,
+        tuple(rows),
         (
-            f"{timing['what']}; batch size {timing['batch_size']}, {timing['examples']} dev "
-            f"examples, {timing['rounds']} interleaved rounds, float32",
+            f"{timing['what']}; dev examples: {counts}; {timing['rounds']} interleaved rounds, "
+            f"float32",
             f"{timing['threads']} threads on {environment['processor']}; spatile "
             f"{environment['spatile']} tier {environment['tier']}, torch {environment['torch']}, "
             f"transformers {environment['transformers']}",
