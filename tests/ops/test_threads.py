@@ -94,7 +94,7 @@ def test_threads_come_from_the_environment() -> None:
     for value, expected in (("3", "3"), ("4,2", "4"), ("0", None), ("many", None)):
         run = subprocess.run(
             [sys.executable, "-c", code],
-            env={"OMP_NUM_THREADS": value, "PATH": ""},
+            env={**os.environ, "OMP_NUM_THREADS": value},
             capture_output=True,
             text=True,
             check=True,
