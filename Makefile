@@ -5,7 +5,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 DEMO_RUN ?= demo-run
-DEMO_ARGS ?= --preset demo --model minilm --data data/qa --sparsity 0.5
+DEMO_ARGS ?= --preset demo --model minilm --data data/qa --sparsity 0.25
 PYTEST_ARGS ?=
 
 BIN := $(VENV)/bin
