@@ -105,7 +105,7 @@ static int view_of_dlpack(spt_py_view *view, PyObject *object, const char *op, c
     Py_DECREF(capsule);
     return -1;
   }
-  if (from->ndim > SPT_MAX_NDIM) {
+  if (from->ndim < 0 || from->ndim > SPT_MAX_NDIM) {
     PyErr_Format(PyExc_ValueError, "%s: %s has %d dimensions, expected at most %d", op, arg,
                  (int)from->ndim, SPT_MAX_NDIM);
     Py_DECREF(capsule);
@@ -121,6 +121,13 @@ static int view_of_dlpack(spt_py_view *view, PyObject *object, const char *op, c
     t->shape[i] = from->shape[i];
     t->stride[i] = from->shape[i] > 1 ? (from->strides != NULL ? from->strides[i] : compact) : 0;
     compact *= from->shape[i];
+  }
+  size_t size = spt_dtype_size(t->dtype);
+  if ((compact > 0 && from->data == NULL) || (size > 0 && (uintptr_t)t->data % size != 0)) {
+    PyErr_Format(PyExc_ValueError,
+                 "%s: %s is not aligned to its elements, expected an aligned array", op, arg);
+    Py_DECREF(capsule);
+    return -1;
   }
   view->owner = capsule;
   return 0;

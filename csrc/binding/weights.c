@@ -32,6 +32,21 @@ static PyArrayObject *array_of(PyObject *object, int type, int ndim, const char 
   return (PyArrayObject *)object;
 }
 
+static int shape_of(PyObject *const *args, int64_t *out, int64_t *in) {
+  *out = PyLong_AsLongLong(args[0]);
+  *in = PyLong_AsLongLong(args[1]);
+  if (PyErr_Occurred()) {
+    return -1;
+  }
+  if (*out < 0 || *in < 0 || *out > INT32_MAX - SPT_STRIP || *in > INT32_MAX - SPT_STRIP) {
+    PyErr_Format(PyExc_ValueError,
+                 "SparseMatrix: shape is (%lld, %lld), expected sides from 0 to 2**31 - 17",
+                 (long long)*out, (long long)*in);
+    return -1;
+  }
+  return 0;
+}
+
 /* Non-decreasing from 0 to `last`. */
 static bool is_pointer_array(const int64_t *p, int64_t n, int64_t last) {
   for (int64_t i = 0; i < n; i++) {
@@ -96,8 +111,8 @@ PyObject *spt_py_strips(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
   if (spt_py_check_count("strips", nargs, 8) < 0) {
     return NULL;
   }
-  int64_t out = PyLong_AsLongLong(args[0]), in = PyLong_AsLongLong(args[1]);
-  if (PyErr_Occurred()) {
+  int64_t out, in;
+  if (shape_of(args, &out, &in) < 0) {
     return NULL;
   }
   PyArrayObject *run_ptr = array_of(args[2], NPY_INT64, 1, "run_ptr");
@@ -143,8 +158,8 @@ PyObject *spt_py_csr(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
   if (spt_py_check_count("csr", nargs, 5) < 0) {
     return NULL;
   }
-  int64_t out = PyLong_AsLongLong(args[0]), in = PyLong_AsLongLong(args[1]);
-  if (PyErr_Occurred()) {
+  int64_t out, in;
+  if (shape_of(args, &out, &in) < 0) {
     return NULL;
   }
   PyArrayObject *row_ptr = array_of(args[2], NPY_INT64, 1, "row_ptr");

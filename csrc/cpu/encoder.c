@@ -275,6 +275,9 @@ static void run_layer(pass *p) {
 /* Lane i of first_x is the first token of sequence i. */
 static void gather_first(pass *p) {
   int64_t width = p->model->width;
+  if (p->query_panels == 0) {
+    return;
+  }
   memset(p->first_x, 0, (size_t)(p->query_panels * width * SPT_LANES) * sizeof(float));
   for (int64_t s = 0; s < p->run->n_sequences; s++) {
     int64_t token = p->run->offsets[s];

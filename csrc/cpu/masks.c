@@ -17,7 +17,8 @@ struct mask_job {
 };
 
 static bool keeps(const spt_matrix *mask, int64_t band, int64_t group) {
-  return ((const bool *)mask->data)[band * mask->row + group * mask->col];
+  /* A bool array viewed from bytes may hold more than 0 and 1, which C's bool may not. */
+  return ((const uint8_t *)mask->data)[band * mask->row + group * mask->col] != 0;
 }
 
 /* The run of groups of one kind that starts at `group`: its end. */
@@ -85,13 +86,8 @@ static void expand_row(void *context, int64_t row, int worker) {
   const spt_grid *grid = &job->grid;
   int64_t band = row / grid->group_rows;
   bool *to = (bool *)grid->w.data + row * grid->w.row;
-  const bool *from = (const bool *)job->mask.data + band * job->mask.row;
-  if (grid->group_cols == 1 && job->mask.col == 1 && grid->w.col == 1) {
-    memcpy(to, from, (size_t)grid->w.cols);
-    return;
-  }
   for (int64_t group = 0, col = 0; group < grid->across; group++) {
-    bool kept = from[group * job->mask.col];
+    bool kept = keeps(&job->mask, band, group);
     int64_t end = spt_min(col + grid->group_cols, grid->w.cols);
     if (grid->w.col == 1) {
       memset(to + col, kept, (size_t)(end - col));

@@ -127,6 +127,7 @@ static void after_fork_in_child(void) {
   pthread_mutex_init(&pool.sleep, NULL);
   pthread_cond_init(&pool.wake, NULL);
   pool.started = 0;
+  atomic_store(&pool.stop, false); /* the fork may have come while another thread resized */
   atomic_store(&pool.gate, 0);
 }
 

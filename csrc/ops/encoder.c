@@ -114,6 +114,13 @@ spt_status spt_encoder_create(spt_device *device, const spt_encoder_model *model
     return spt_fail(err, SPT_INVALID_VALUE, "encoder: width is %lld, expected at least 1",
                     (long long)model->width);
   }
+  if (model->vocabulary < 1 || model->positions < 1 || (model->type != NULL && model->types < 1)) {
+    return spt_fail(err, SPT_INVALID_VALUE,
+                    "encoder: the embedding tables have %lld words, %lld positions and %lld types, "
+                    "expected at least one of each",
+                    (long long)model->vocabulary, (long long)model->positions,
+                    (long long)model->types);
+  }
   for (int64_t i = 0; i < model->n_layers; i++) {
     SPT_TRY(check_layer(&model->layers[i], i, model->width, err));
   }

@@ -75,6 +75,10 @@ def test_lying_safetensors_header(folder: Path) -> None:
     [
         ({"intermediate_size": 96}, r"intermediate\.dense\.weight has shape \(128, 64\), expected"),
         ({"hidden_size": 32}, r"has shape .* expected"),
+        ({"num_hidden_layers": 1}, r"encoder\.layer\.1\S* is there, expected 1 layers"),
+        ({"type_vocab_size": 0}, "type_vocab_size is 0, expected an integer of at least 1"),
+        ({"layer_norm_eps": None}, "layer_norm_eps is None, expected a number"),
+        ({"id2label": {"0": "a"}}, "id2label has 1 labels, expected 3"),
         ({"num_hidden_layers": 9}, r"encoder\.layer\.3\.\S+ is missing"),
         ({"vocab_size": 41}, r"word_embeddings\.weight has shape"),
         ({"num_attention_heads": 5}, "not a multiple of 5 attention heads"),
@@ -153,16 +157,20 @@ def test_packed_models_take_no_other_plan(packed: Path) -> None:
 
 def test_bad_calls(folder: Path) -> None:
     encoder = Encoder.load(folder)
-    with pytest.raises(ValueError, match="outside the vocabulary"):
+    with pytest.raises(ValueError, match="ids holds a number outside"):
         encoder.forward([[-1]])
+    with pytest.raises(TypeError, match="ids holds float64, expected integers"):
+        encoder.forward([[4.0]])
+    with pytest.raises(ValueError, match="max_tokens is 3, expected more than the 3 special"):
+        encoder.tokenize(["a"], ["b"], max_tokens=3)
     with pytest.raises(ValueError, match=r"ids\[0\] is 40, expected 0 to 39"):
         encoder.forward([[40]])
     with pytest.raises(ValueError, match=r"types\[1\] is 2, expected 0 to 1"):
         encoder.forward([[4, 5]], [[0, 2]])
     with pytest.raises(ValueError, match="97 tokens, expected at most 96"):
         encoder.forward([[4] * 97])
-    with pytest.raises(ValueError, match="types has 1 entries, expected 2"):
-        encoder.forward([[4, 5]], [[0]])
+    with pytest.raises(ValueError, match="types has other lengths than ids"):
+        encoder.forward([[4, 5], [6]], [[0], [0, 0]])
     with pytest.raises(TypeError, match="texts is one string"):
         encoder.predict("the cat")
     with pytest.raises(ValueError, match="pairs has 1 entries, expected 4"):
@@ -182,6 +190,42 @@ def test_predict_without_a_head_or_a_tokenizer(tmp_path: Path) -> None:
         encoder.predict(TEXTS)
     with pytest.raises(ValueError, match="no tokenizer"):
         encoder.encode(TEXTS)
+
+
+def test_a_save_that_fails_at_the_manifest_leaves_the_old_model_whole(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {p.name: p.read_bytes() for p in packed.iterdir()}
+    other = Encoder.load(save(make_model("bert"), tmp_path / "other"))
+
+    def fail(path: Path, data: object) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("spatile.inference.packed.write_json", fail)
+    with pytest.raises(OSError, match="No space left"):
+        other.save(packed)
+    monkeypatch.undo()
+    assert {p.name: p.read_bytes() for p in packed.iterdir()} == before
+    other.save(packed)
+    assert Encoder.load(packed).summary() == other.summary()
+    assert len(list(packed.glob("*.safetensors"))) == 1
+
+
+def test_saving_and_exporting_never_mix_two_kinds_of_folder(packed: Path, folder: Path) -> None:
+    with pytest.raises(ValueError, match="holds a checkpoint, expected another folder"):
+        Encoder.load(folder).save(folder)
+    with pytest.raises(ValueError, match="holds a packed model, expected another"):
+        Encoder.load(packed).export(packed)
+    Encoder.load(folder)
+    Encoder.load(packed)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "vocab.txt"])
+def test_damaged_tokenizer(folder: Path, name: str) -> None:
+    (folder / "tokenizer.json").unlink()
+    (folder / name).write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=f"{name}: not a tokenizer"):
+        Encoder.load(folder)
 
 
 def test_a_full_disk_leaves_the_packed_model_as_it_was(

@@ -17,7 +17,7 @@ static void store_row(void *data, spt_dtype dtype, int64_t stride, const float *
 static void softmax_row(float *y, const float *x, int64_t n) {
   float top = -INFINITY;
   for (int64_t i = 0; i < n; i++) {
-    if (!(x[i] <= top)) { /* NaN becomes the top, and so the whole row */
+    if (!(x[i] <= top) && top == top) { /* NaN becomes the top and stays it, and so the whole row */
       top = x[i];
     }
   }

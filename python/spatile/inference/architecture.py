@@ -93,6 +93,20 @@ def _sizes(config: Mapping[str, Any], source: str) -> dict[str, int]:
     return sizes
 
 
+def _integer(config: Mapping[str, Any], key: str, default: int, least: int, source: str) -> int:
+    value = config.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{source}: {key} is {value!r}, expected an integer of at least {least}")
+    return value
+
+
+def _norm_eps(config: Mapping[str, Any], source: str) -> float:
+    value = config.get("layer_norm_eps", 1e-12)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+        raise ValueError(f"{source}: layer_norm_eps is {value!r}, expected a number in [0, 1)")
+    return float(value)
+
+
 def read_architecture(config: Mapping[str, Any], *, source: str = "config.json") -> Architecture:
     """Read a ``config.json``.
 
@@ -117,14 +131,14 @@ def read_architecture(config: Mapping[str, Any], *, source: str = "config.json")
             f"{source}: the activation is {name!r}, expected one of {', '.join(ACTIVATIONS)}"
         )
     distilled = family == "distilbert"
-    offset = int(config.get("pad_token_id", 1)) + 1 if family == "roberta" else 0
+    offset = _integer(config, "pad_token_id", 1, 0, source) + 1 if family == "roberta" else 0
     types = None if distilled else "embeddings.token_type_embeddings"
     return Architecture(
         family=family,
         **_sizes(config, source),
         position_offset=offset,
-        types=0 if distilled else int(config.get("type_vocab_size", 2)),
-        norm_eps=1e-12 if distilled else float(config.get("layer_norm_eps", 1e-12)),
+        types=0 if distilled else _integer(config, "type_vocab_size", 2, 1, source),
+        norm_eps=1e-12 if distilled else _norm_eps(config, source),
         activation=ACTIVATIONS[name],
         embeddings=(
             "embeddings.word_embeddings",

@@ -59,7 +59,7 @@ class Matrix:
 
 @dataclass(frozen=True)
 class CompiledMatrix:
-    """What one product of the engine costs: multiply-adds per token and bytes read."""
+    """What one product of the engine costs: multiply-adds per token, as executed, and bytes."""
 
     layer: int
     part: str
@@ -166,12 +166,20 @@ class _Product:
                 out, width, i["run_ptr"], i["value_ptr"], i["run_start"], i["run_len"],
                 form["values"], i["rows"],
             )  # fmt: skip
-        nbytes = form["values"].nbytes + sum(
-            a.nbytes for a in form["index"].values() if a is not None
-        )
+        index_arrays = (a for n, a in form["index"].items() if n != "kept" and a is not None)
+        nbytes = form["values"].nbytes + sum(a.nbytes for a in index_arrays)
         self.cost = CompiledMatrix(
-            layer, part, (out, width), sum(int(m.keep.sum()) for m in matrices), nbytes
+            layer, part, (out, width), _executed(form["values"], out), nbytes
         )
+
+
+def _executed(values: Array, out: int) -> int:
+    """Multiply-adds per token as the kernels do them: a stored column is multiplied for all rows of
+    its strip, kept or not. Rows that only fill up a last strip are not counted.
+    """
+    if values.ndim == 1:
+        return int(values.size)
+    return int(values.size) * out // max(1, -(-out // STRIP) * STRIP)
 
 
 def _stack(forms: list[dict[str, Any]], outs: list[int]) -> dict[str, Any]:
@@ -296,6 +304,12 @@ def compile_encoder(
         raise ValueError(
             f"{weights.source}: precompute has {len(precompute)} layers, "
             f"expected {architecture.n_layers}"
+        )
+    beyond = architecture.layer(architecture.n_layers).query
+    if f"{beyond}.weight" in weights.tensors:
+        raise ValueError(
+            f"{weights.source}: {beyond} is there, expected {architecture.n_layers} layers as the "
+            f"configuration says"
         )
     fields, layers = [], []
     for i in range(architecture.n_layers):

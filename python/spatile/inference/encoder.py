@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -19,7 +18,7 @@ from spatile.inference.packed import is_packed, read_packed, write_packed
 from spatile.inference.summary import MatrixSummary, Summary, linear_multiply_adds
 from spatile.inference.tokenization import load_tokenizer, tokenizer_limit
 from spatile.inference.weights import EncoderWeights, apply_plan, read_checkpoint
-from spatile.sparsity import Plan
+from spatile.sparsity import Plan, write_atomically
 
 __all__ = ["Encoded", "Encoder"]
 
@@ -78,6 +77,7 @@ class Encoder:
         precompute = plan.precompute if plan is not None else ()
         self._engine, self._layers = compile_encoder(weights, self.architecture, precompute)
         self._head: ClassifierHead | None = read_head(weights, self.architecture, config)
+        self._truncated: dict[int, Any] = {}
         self._tokenizer: Any | None = None if folder is None else load_tokenizer(folder)
         limit = None if folder is None else tokenizer_limit(folder)
         self.max_tokens = min(self.architecture.max_tokens, limit or self.architecture.max_tokens)
@@ -166,11 +166,24 @@ class Encoder:
         if pairs is not None and len(pairs) != len(texts):
             raise ValueError(f"Encoder: pairs has {len(pairs)} entries, expected {len(texts)}")
         limit = self.max_tokens if max_tokens is None else min(max_tokens, self.max_tokens)
-        tokenizer = type(self._tokenizer).from_str(self._tokenizer.to_str())
-        tokenizer.enable_truncation(limit)
         batch = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
-        encodings = tokenizer.encode_batch(batch)
+        encodings = self._truncating(limit, pairs is not None).encode_batch(batch)
         return [e.ids for e in encodings], [e.type_ids for e in encodings]
+
+    def _truncating(self, limit: int, paired: bool) -> Any:
+        """A copy of the tokenizer that cuts at ``limit``: cutting is a state of a tokenizer."""
+        tokenizer = self._tokenizer
+        assert tokenizer is not None
+        special = tokenizer.num_special_tokens_to_add(paired)
+        if limit <= special:
+            raise ValueError(
+                f"Encoder: max_tokens is {limit}, expected more than the {special} special tokens"
+            )
+        if limit not in self._truncated:
+            copy = type(tokenizer).from_str(tokenizer.to_str())
+            copy.enable_truncation(limit)
+            self._truncated[limit] = copy
+        return self._truncated[limit]
 
     def forward(
         self,
@@ -193,12 +206,14 @@ class Encoder:
             )
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
         tokens = int(offsets[-1])
-        flat = _flatten(ids, tokens)
+        flat = _flatten("ids", ids)
         within = np.arange(tokens) - np.repeat(offsets[:-1], lengths)
         positions = (within + a.position_offset).astype(np.int32)
         flat_types = None
-        if types is not None and a.types > 1:
-            flat_types = _flatten(types, tokens)
+        if types is not None:
+            if [len(row) for row in types] != lengths.tolist():
+                raise ValueError("Encoder: types has other lengths than ids, expected the same")
+            flat_types = _flatten("types", types) if a.types > 1 else None
         hidden = np.empty((len(ids) if first_only else tokens, a.width), np.float32)
         self._engine.forward(offsets, flat, positions, flat_types, first_only, hidden)
         return hidden, offsets
@@ -241,11 +256,14 @@ class Encoder:
         hidden = np.concatenate(parts) if parts else np.empty((0, width), np.float32)
         lengths = np.array([len(i) for i in ids], np.int64)
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-        if self.pooling == "mean":
-            sums = np.add.reduceat(hidden, offsets[:-1], axis=0) if len(ids) else hidden
-            pooled = sums / np.maximum(lengths, 1)[:, None].astype(np.float32)
+        # An input without tokens pools to zeros.
+        pooled = np.zeros((len(ids), width), np.float32)
+        some = np.nonzero(lengths)[0]
+        if self.pooling == "mean" and len(some):
+            sums = np.add.reduceat(hidden, offsets[some], axis=0)
+            pooled[some] = sums / lengths[some, None].astype(np.float32)
         else:
-            pooled = hidden[offsets[:-1]]
+            pooled[some] = hidden[offsets[some]]
         return Encoded(hidden, offsets, pooled)
 
     # ---- knowing and keeping --------------------------------------------------------------------
@@ -291,10 +309,13 @@ class Encoder:
     def save(self, path: str | PathLike[str]) -> None:
         """Write the packed form into a folder, with the tokenizer's files beside it.
 
-        Raises OSError where the folder cannot be written; files are then as they were.
+        Raises OSError where the folder cannot be written: a packed model that it held is then
+        still whole. Raises ValueError for a folder that holds a checkpoint.
         """
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
+        if not is_packed(folder) and any(folder.glob("model*.safetensors")):
+            raise ValueError(f"Encoder.save: {folder} holds a checkpoint, expected another folder")
         self._copy_tokenizer(folder)
         write_packed(
             folder,
@@ -310,6 +331,8 @@ class Encoder:
         """Write a dense checkpoint, zeros where pruned, for transformers' ``from_pretrained``."""
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
+        if is_packed(folder):
+            raise ValueError(f"Encoder.export: {folder} holds a packed model, expected another")
         self._copy_tokenizer(folder)
         bare = self._head is None
         prefix = self.architecture.prefix
@@ -323,6 +346,11 @@ class Encoder:
             tensors[name] = tensor
         write_tensors(folder / "model.safetensors", tensors)
         write_json(folder / "config.json", self.config)
+        if self.pooling == "mean":
+            (folder / "1_Pooling").mkdir(exist_ok=True)
+            width = self.architecture.width
+            settings = {"word_embedding_dimension": width, "pooling_mode_mean_tokens": True}
+            write_json(folder / "1_Pooling" / "config.json", settings)
 
     def _copy_tokenizer(self, folder: Path) -> None:
         for name in _TOKENIZER_FILES:
@@ -332,7 +360,7 @@ class Encoder:
                 and source.exists()
                 and source.resolve() != (folder / name).resolve()
             ):
-                shutil.copyfile(source, folder / name)
+                write_atomically(folder / name, source.read_bytes())
 
     def __repr__(self) -> str:
         a = self.architecture
@@ -342,12 +370,14 @@ class Encoder:
         )
 
 
-def _flatten(rows: Sequence[Sequence[int]], tokens: int) -> Array:
-    flat = np.fromiter((value for row in rows for value in row), np.int64)
-    if len(flat) != tokens:
-        raise ValueError(f"Encoder: types has {len(flat)} entries, expected {tokens}")
-    if len(flat) and (flat.min() < 0 or flat.max() > np.iinfo(np.int32).max):
-        raise ValueError("Encoder: a token id is outside the vocabulary")
+def _flatten(arg: str, rows: Sequence[Sequence[int]]) -> Array:
+    flat = np.array([value for row in rows for value in row])
+    if len(flat) == 0:
+        return np.zeros(0, np.int32)
+    if flat.dtype.kind not in "iu":
+        raise TypeError(f"Encoder: {arg} holds {flat.dtype}, expected integers")
+    if flat.min() < 0 or flat.max() > np.iinfo(np.int32).max:
+        raise ValueError(f"Encoder: {arg} holds a number outside [0, 2**31), as no table has")
     return flat.astype(np.int32)
 
 

@@ -71,9 +71,13 @@ class ClassifierHead:
 
 def _label_names(config: Mapping[str, Any], count: int) -> tuple[str, ...]:
     given = config.get("id2label")
-    if isinstance(given, Mapping) and len(given) == count:
-        return tuple(str(given.get(str(i), given.get(i, f"LABEL_{i}"))) for i in range(count))
-    return tuple(f"LABEL_{i}" for i in range(count))
+    if not isinstance(given, Mapping):
+        return tuple(f"LABEL_{i}" for i in range(count))
+    if len(given) != count:
+        raise ValueError(
+            f"config.json: id2label has {len(given)} labels, expected {count} as the classifier"
+        )
+    return tuple(str(given.get(str(i), given.get(i, f"LABEL_{i}"))) for i in range(count))
 
 
 def read_head(
@@ -87,7 +91,13 @@ def read_head(
     final = weights.tensors.get(f"{out}.weight")
     if final is None or f"{dense}.weight" not in weights.tensors:
         return None
-    width, count = architecture.width, final.shape[0]
+    width, count = architecture.width, final.shape[0] if final.ndim == 2 else 0
+    if count == 0:
+        raise ValueError(
+            f"{weights.source}: {out}.weight has shape {final.shape}, expected at least one row"
+        )
+    if config.get("problem_type") == "multi_label_classification":
+        raise NotImplementedError("config.json: problem_type is multi_label_classification")
     regression = count == 1 or config.get("problem_type") == "regression"
     return ClassifierHead(
         weights.get(f"{dense}.weight", (width, width)),

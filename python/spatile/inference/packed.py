@@ -1,4 +1,4 @@
-"""The saved form of a packed encoder: ``model.safetensors`` and ``spatile.json``.
+"""The saved form of a packed encoder: ``model.safetensors`` and ``spatile.json``, which names it.
 
 A pruned matrix ``name`` is stored as ``name.mask`` (uint8, one entry per group, 1 = kept) and
 ``name.values`` (float32, the weights of kept groups in row-major order of their places in the
@@ -8,6 +8,7 @@ made at load time, so files outlive it.
 
 from __future__ import annotations
 
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,12 @@ def is_packed(folder: Path) -> bool:
 
 
 def write_packed(folder: Path, weights: EncoderWeights, manifest: dict[str, Any]) -> None:
-    """Write both files; the manifest last, since it is what makes the folder a packed model."""
+    """Write both files. The manifest comes last and names the tensors' file: a model that was here
+    before stays whole until the new manifest replaces its own.
+    """
+    before = {path.name for path in folder.glob("model*.safetensors")}
+    candidates = ("model.safetensors" if i == 0 else f"model-{i}.safetensors" for i in count())
+    file_name = next(name for name in candidates if name not in before)
     stored: Tensors = {}
     matrices = {}
     pruned = {f"{name}.weight" for name in weights.patterns}
@@ -44,10 +50,15 @@ def write_packed(folder: Path, weights: EncoderWeights, manifest: dict[str, Any]
         stored[f"{name}.mask"] = mask.astype(np.uint8)
         stored[f"{name}.values"] = w[keep]
         matrices[name] = {"pattern": str(pattern), "shape": list(w.shape)}
-    write_tensors(folder / "model.safetensors", stored)
-    write_json(
-        folder / MANIFEST, {"format": FORMAT, "version": VERSION, "matrices": matrices, **manifest}
-    )
+    head = {"format": FORMAT, "version": VERSION, "tensors": file_name, "matrices": matrices}
+    try:
+        write_tensors(folder / file_name, stored)
+        write_json(folder / MANIFEST, {**head, **manifest})
+    except BaseException:
+        (folder / file_name).unlink(missing_ok=True)
+        raise
+    for old in before:
+        (folder / old).unlink(missing_ok=True)
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -65,6 +76,9 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     for key in ("matrices", "config"):
         if not isinstance(manifest.get(key), dict):
             raise ValueError(f"{path}: {key} is missing, expected an object")
+    tensors = manifest.get("tensors")
+    if not isinstance(tensors, str) or Path(tensors).name != tensors:
+        raise ValueError(f"{path}: tensors is {tensors!r}, expected the name of a file beside it")
     return manifest
 
 
@@ -102,7 +116,7 @@ def read_packed(folder: Path) -> tuple[EncoderWeights, dict[str, Any]]:
     """
     path = folder / MANIFEST
     manifest = _read_manifest(path)
-    tensors = read_tensors(folder / "model.safetensors")
+    tensors = read_tensors(folder / manifest["tensors"])
     weights = EncoderWeights({}, source=str(folder))
     for name, entry in manifest["matrices"].items():
         _unpack(path, name, entry, tensors, weights)

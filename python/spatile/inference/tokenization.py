@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from spatile.inference.files import read_json
 
 __all__ = ["load_tokenizer", "tokenizer_limit"]
+
+
+def _whole(folder: Path) -> Any:
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 
 def _word_piece(folder: Path) -> Any:
@@ -36,18 +43,20 @@ def load_tokenizer(folder: Path) -> Any | None:
     Reads tokenizer.json, or vocab.txt (WordPiece), or vocab.json and merges.txt (byte-level BPE).
     Raises ValueError naming the file where one is damaged.
     """
-    from tokenizers import Tokenizer
-
-    if (folder / "tokenizer.json").exists():
-        path = folder / "tokenizer.json"
-        try:
-            tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises plain Exception
-            raise ValueError(f"{path}: not a tokenizer ({error})") from None
-    elif (folder / "vocab.txt").exists():
-        tokenizer = _word_piece(folder)
-    elif (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
-        tokenizer = _byte_level_bpe(folder)
+    readers: tuple[tuple[tuple[str, ...], Callable[[Path], Any]], ...] = (
+        (("tokenizer.json",), _whole),
+        (("vocab.txt",), _word_piece),
+        (("vocab.json", "merges.txt"), _byte_level_bpe),
+    )
+    for names, read in readers:
+        if all((folder / name).exists() for name in names):
+            try:
+                tokenizer = read(folder)
+            except Exception as error:  # the library raises plain Exception, and others
+                raise ValueError(
+                    f"{folder / names[0]}: not a tokenizer ({type(error).__name__}: {error})"
+                ) from None
+            break
     else:
         return None
     tokenizer.no_padding()

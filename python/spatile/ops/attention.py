@@ -36,7 +36,10 @@ class AttentionGrads(NamedTuple):
 
 
 def _integers(op: str, arg: str, x: Array | None) -> np.ndarray[Any, Any] | None:
-    """Any integer array, or a list, as contiguous int64."""
+    """Any integer array, or a list, as a contiguous int64 copy.
+
+    A copy, because the core checks these and then reads them again without the GIL.
+    """
     if x is None:
         return None
     if isinstance(x, (list, tuple)):
@@ -45,7 +48,7 @@ def _integers(op: str, arg: str, x: Array | None) -> np.ndarray[Any, Any] | None
         array = to_numpy(op, arg, x)
     if array.dtype.kind not in "iu":
         raise TypeError(f"{op}: {arg}.dtype is {array.dtype}, expected an integer type")
-    return np.ascontiguousarray(array, dtype=np.int64) if array.ndim else array.astype(np.int64)
+    return array.astype(np.int64, order="C", copy=True)
 
 
 def _real(op: str, arg: str, x: object) -> float:

@@ -69,7 +69,8 @@ class SparseMatrix:
     @property
     def nbytes(self) -> int:
         """Bytes of the packed weights and their index."""
-        return self.values.nbytes + sum(a.nbytes for a in self.index.values() if a is not None)
+        index = (a for name, a in self.index.items() if name != "kept" and a is not None)
+        return self.values.nbytes + sum(a.nbytes for a in index)
 
     def _positions(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """Row and column of every entry of ``values``; row −1 for padding."""

@@ -21,13 +21,13 @@ class TopK(NamedTuple):
 
 
 def _integers(arg: str, x: Any) -> np.ndarray[Any, Any]:
-    """A list or an array as contiguous int64."""
+    """A list or an array as a contiguous int64 copy, which no other thread can change."""
     values = to_numpy("topk", arg, x) if hasattr(x, "shape") else np.asarray(x)
     if values.ndim > 1 or (values.size and values.dtype.kind not in "iu"):
         raise TypeError(
             f"topk: {arg} is {values.ndim}-D {values.dtype}, expected at most 1-D integers"
         )
-    return np.ascontiguousarray(values, np.int64)
+    return values.astype(np.int64, order="C", copy=True)
 
 
 def _packed(scores: Array, k: Any, offsets: Any) -> TopK:
