@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -176,3 +178,41 @@ def test_nothing_is_touched_beside_the_arrays(tier: str) -> None:
     last = done.stdout.splitlines()[-1:] or ["nothing"]
     assert done.returncode == 0, f"died in: {last[0]}\n{done.stderr}"
     assert last == ["all"]
+
+
+def test_out_that_shares_memory_with_an_input_is_refused() -> None:
+    x = np.ones((4, 16, 2, 8), np.float32)
+    with pytest.raises(ValueError, match="attention: out shares memory with q"):
+        sp.attention(x, x.copy(), x.copy(), out=x)
+    rows = np.ones((9, 16), np.float32)
+    with pytest.raises(ValueError, match="linear: out shares memory with x"):
+        sp.linear(rows[:8], np.eye(16, dtype=np.float32), out=rows[1:])
+    with pytest.raises(ValueError, match="linear: out shares memory with residual"):
+        sp.linear(rows[:8], np.eye(16, dtype=np.float32), residual=x[0, :8].reshape(8, 16),
+                  out=x[0, :8].reshape(8, 16))  # fmt: skip
+    frozen = np.zeros((9, 16), np.float32)
+    frozen.setflags(write=False)
+    with pytest.raises(ValueError, match="linear: out is read-only"):
+        sp.linear(rows, np.eye(16, dtype=np.float32), out=frozen)
+
+
+def test_index_arrays_are_copied_before_they_are_checked() -> None:
+    """Another thread that changes offsets during a call must not move reads out of bounds."""
+    q = np.ones((64, 2, 8), np.float32)
+    offsets = np.array([0, 32, 64])
+    stop = threading.Event()
+
+    def spoil() -> None:
+        while not stop.is_set():
+            offsets[1] = 10**9
+            offsets[1] = 32
+
+    thread = threading.Thread(target=spoil)
+    thread.start()
+    try:
+        for _ in range(500):
+            with contextlib.suppress(ValueError):
+                assert np.isfinite(sp.attention(q, q, q, offsets=offsets)).all()
+    finally:
+        stop.set()
+        thread.join()

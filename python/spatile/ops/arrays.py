@@ -71,14 +71,23 @@ def to_numpy(op: str, arg: str, x: Array) -> np.ndarray[Any, Any]:
 
         torch = sys.modules["torch"]
         return np.asarray(x.view(torch.uint16).numpy().view(ml_dtypes.bfloat16))
-    return np.from_dlpack(x)
+    return np.asarray(x.numpy()) if kind == "torch" else np.from_dlpack(x)
 
 
-def check_out(op: str, out: Array, like: Array, shape: tuple[int, ...]) -> Array:
-    """``out`` as given, once it has the shape and dtype that the op writes."""
+def check_out(
+    op: str, out: Array, like: Array, shape: tuple[int, ...], inputs: dict[str, Array | None]
+) -> Array:
+    """``out`` as given, once it has the op's shape and dtype, and memory of its own."""
     kind_of(op, "out", out)
     if shape_of(out) != shape:
         raise ValueError(f"{op}: out.shape is {shape_of(out)}, expected {shape}")
     if str(out.dtype).rpartition(".")[2] != str(like.dtype).rpartition(".")[2]:
         raise TypeError(f"{op}: out.dtype is {out.dtype}, expected {like.dtype}")
+    memory = to_numpy(op, "out", out)
+    if not memory.flags.writeable:
+        raise ValueError(f"{op}: out is read-only, expected a writable array")
+    for name, x in inputs.items():
+        # Interleaved slices are told apart with a little work, and what is too hard is refused.
+        if x is not None and np.may_share_memory(memory, to_numpy(op, name, x), max_work=100):  # type: ignore[arg-type]
+            raise ValueError(f"{op}: out shares memory with {name}, expected memory of its own")
     return out

@@ -195,7 +195,9 @@ def attention(
     packed = offsets is not None
     _check_arrays(op, packed, q=q, k=k, v=v, mask=mask, bias=bias)
     shape = (*shape_of(q)[:-1], shape_of(v)[-1])
-    result = empty(q, shape) if out is None else check_out(op, out, q, shape)
+    result = (
+        empty(q, shape) if out is None else check_out(op, out, q, shape, {"q": q, "k": k, "v": v})
+    )
     starts = _integers(op, "offsets", offsets)
     batch = shape[0] if starts is None else max(0, starts.size - 1)
     lse = tokens = heads = None

@@ -103,7 +103,12 @@ def linear(
         extra = _rows(op, "residual", residual, width_out)
     if bias is not None:
         kind_of(op, "bias", bias)
-    result = empty(x, shape) if out is None else check_out(op, out, x, shape)
+    result = empty(x, shape) if out is None else None
+    if out is not None:
+        inputs = {"x": x, "bias": bias, "residual": residual}
+        if not isinstance(w, SparseMatrix):
+            inputs["w"] = w
+        result = check_out(op, out, x, shape, inputs)
     target = _rows(op, "out", result, width_out)
     _core.linear(rows, weight, target, bias, extra, ACTIVATIONS[activation])
     if out is not None and not _same_memory(target, out):
