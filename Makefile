@@ -88,11 +88,11 @@ build/sanitize/stamp build/scalar/stamp: build/%/stamp: $(STAMPS)/test $(CORE_SO
 test-sanitize: build/sanitize/stamp
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	  LD_PRELOAD="$$($${CC:-cc} -print-file-name=libasan.so)" \
-	  build/sanitize/venv/bin/python -m pytest tests/ops \
+	  build/sanitize/venv/bin/python -m pytest tests/ops tests/inference \
 	  --deselect tests/ops/test_memory.py::test_thousands_of_calls_leak_nothing $(PYTEST_ARGS)
 
 test-scalar: build/scalar/stamp
-	build/scalar/venv/bin/python -m pytest tests/ops $(PYTEST_ARGS)
+	build/scalar/venv/bin/python -m pytest tests/ops tests/inference $(PYTEST_ARGS)
 
 clean:
 	rm -rf build dist $(DEMO_RUN) .pytest_cache .mypy_cache .ruff_cache .hypothesis
