@@ -3,6 +3,7 @@
 #include "simd/attention.h"
 #include "simd/attention_backward.h"
 #include "simd/linear.h"
+#include "simd/linear_backward.h"
 #include "simd/csr.h"
 #include "simd/rows.h"
 #include "simd/groups.h"

@@ -3,6 +3,7 @@
 #include "scalar/attention.h"
 #include "scalar/attention_backward.h"
 #include "scalar/linear.h"
+#include "scalar/linear_backward.h"
 #include "scalar/csr.h"
 #include "scalar/rows.h"
 #include "scalar/groups.h"
