@@ -13,9 +13,43 @@
 #define LINEAR_PANELS 1
 #endif
 
+/* The weights of the strip that comes next, fetched during a pass over this one: weights come from
+ * memory once, and a pass that waits for them runs at half speed (measured: 105 against 224 GFLOP/s at
+ * 32 tokens, 182 against 235 at 128). The processor's own prefetchers start too late. */
+#define PREFETCH_COLUMNS 384 /* at least so far ahead: the strips of a sparse matrix are short */
+
+typedef struct prefetch {
+  const char *at;
+  int lines; /* for every 16 columns */
+} prefetch;
+
+static inline __attribute__((always_inline)) void add_columns(vec (*sum)[LINEAR_PANELS * VECS],
+                                                              const float *weight, const float *x,
+                                                              int64_t x_stride, int32_t columns,
+                                                              const int panels) {
+  for (int32_t k = columns; k > 0; k--) {
+    vec xs[LINEAR_PANELS * VECS];
+#pragma GCC unroll 8
+    for (int v = 0; v < panels * VECS; v++) {
+      xs[v] = vec_load(x + v / (VECS)*x_stride + v % (VECS)*VEC_WIDTH);
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < LINEAR_ROWS; r++) {
+      vec broadcast = vec_set(weight[r]);
+#pragma GCC unroll 8
+      for (int v = 0; v < panels * VECS; v++) {
+        sum[r][v] += broadcast * xs[v];
+      }
+    }
+    weight += SPT_STRIP;
+    x += SPT_LANES;
+  }
+}
+
 static inline __attribute__((always_inline)) void strip_product(const spt_panel_product *p,
                                                                 int64_t strip, int first_row,
-                                                                int64_t panel, const int panels) {
+                                                                int64_t panel, prefetch next,
+                                                                const int panels) {
   const spt_strips *w = p->strips;
   vec sum[LINEAR_ROWS][LINEAR_PANELS * VECS];
 #pragma GCC unroll 16
@@ -29,22 +63,14 @@ static inline __attribute__((always_inline)) void strip_product(const spt_panel_
   const float *x_panel = p->x + panel * p->x_stride;
   for (int64_t run = w->run_ptr[strip]; run < w->run_ptr[strip + 1]; run++) {
     const float *x = x_panel + (int64_t)w->run_start[run] * SPT_LANES;
-    for (int32_t k = w->run_len[run]; k > 0; k--) {
-      vec xs[LINEAR_PANELS * VECS];
-#pragma GCC unroll 8
-      for (int v = 0; v < panels * VECS; v++) {
-        xs[v] = vec_load(x + v / (VECS)*p->x_stride + v % (VECS)*VEC_WIDTH);
+    for (int32_t left = w->run_len[run]; left > 0; left -= 16) {
+      int32_t columns = left < 16 ? left : 16;
+      for (int i = 0; i < next.lines; i++, next.at += 64) {
+        _mm_prefetch(next.at, _MM_HINT_T1);
       }
-#pragma GCC unroll 16
-      for (int r = 0; r < LINEAR_ROWS; r++) {
-        vec broadcast = vec_set(weight[r]);
-#pragma GCC unroll 8
-        for (int v = 0; v < panels * VECS; v++) {
-          sum[r][v] += broadcast * xs[v];
-        }
-      }
-      weight += SPT_STRIP;
-      x += SPT_LANES;
+      add_columns(sum, weight, x, p->x_stride, columns, panels);
+      weight += columns * SPT_STRIP;
+      x += columns * SPT_LANES;
     }
   }
   /* Through memory: the epilogue is a loop, and sums indexed by a loop would never be registers. */
@@ -73,27 +99,43 @@ static inline __attribute__((always_inline)) void strip_product(const spt_panel_
   }
 }
 
+/* 4 left over go as 2 + 2, not 3 + 1: one panel alone starves the FMA units. */
+static int panels_at_once(int64_t left) {
+  return (int)(left == 4 && LINEAR_PANELS == 3 ? 2 : left < LINEAR_PANELS ? left : LINEAR_PANELS);
+}
+
 static void panel_linear(const spt_panel_product *p, int64_t strip_begin, int64_t strip_end,
                          int64_t panel_begin, int64_t panel_end) {
+  const spt_strips *w = p->strips;
+  int64_t panels = panel_end - panel_begin;
+  int64_t passes = (panels + LINEAR_PANELS - 1) / LINEAR_PANELS * (SPT_STRIP / LINEAR_ROWS);
+  /* A column of a strip is one cache line, so 16 columns of the next one are 16 lines. */
+  prefetch next = {.lines = (int)((16 + passes - 1) / passes)};
   for (int64_t strip = strip_begin; strip < strip_end; strip++) {
+    const int64_t *columns = w->value_ptr + strip;
+    int64_t far =
+        columns[1] > columns[0] + PREFETCH_COLUMNS ? columns[1] : columns[0] + PREFETCH_COLUMNS;
+    const char *ahead = (const char *)(w->values + far * SPT_STRIP);
+    int64_t segment = (columns[1] - columns[0]) * next.lines / 16 * 64, pass = 0;
     int64_t panel = panel_begin;
+    while (panel < panel_end) {
+      int here = panels_at_once(panel_end - panel);
+      for (int r = 0; r < SPT_STRIP; r += LINEAR_ROWS, pass++) {
+        next.at = ahead + pass * segment;
+        switch (here) {
 #if LINEAR_PANELS == 3
-    /* 4 left over go as 2 + 2, not 3 + 1: one panel alone starves the FMA units. */
-    for (; panel_end - panel >= 3 && panel_end - panel != 4; panel += 3) {
-      for (int r = 0; r < SPT_STRIP; r += LINEAR_ROWS) {
-        strip_product(p, strip, r, panel, 3);
-      }
-    }
-    for (; panel_end - panel >= 2; panel += 2) {
-      for (int r = 0; r < SPT_STRIP; r += LINEAR_ROWS) {
-        strip_product(p, strip, r, panel, 2);
-      }
-    }
+          case 3:
+            strip_product(p, strip, r, panel, next, 3);
+            break;
+          case 2:
+            strip_product(p, strip, r, panel, next, 2);
+            break;
 #endif
-    for (; panel < panel_end; panel++) {
-      for (int r = 0; r < SPT_STRIP; r += LINEAR_ROWS) {
-        strip_product(p, strip, r, panel, 1);
+          default:
+            strip_product(p, strip, r, panel, next, 1);
+        }
       }
+      panel += here;
     }
   }
 }
