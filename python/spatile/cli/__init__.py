@@ -1,4 +1,4 @@
-"""The command ``spatile``: finetune, prune, predict, report, export, info."""
+"""The command ``spatile``: finetune, prune, predict, bench, report, export, info."""
 
 from __future__ import annotations
 

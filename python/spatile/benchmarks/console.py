@@ -1,0 +1,56 @@
+"""What a run prints: a line for each row as it comes, and at the end which targets were met."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+
+from spatile.benchmarks.table import Row
+
+__all__ = ["heading", "line", "progress", "row_text", "summary"]
+
+_CLEAR = "\r\x1b[K"
+
+
+def line(text: str) -> None:
+    """One line on standard output, in place of the progress shown."""
+    if sys.stderr.isatty():
+        print(_CLEAR, end="", file=sys.stderr, flush=True)
+    print(text, flush=True)
+
+
+def progress(text: str) -> None:
+    """What is being done right now, on a terminal; a log gets the lines alone."""
+    if sys.stderr.isatty():
+        print(f"{_CLEAR}{text[:100]} …", end="", file=sys.stderr, flush=True)
+
+
+def heading(name: str, threads: int) -> str:
+    """The head of one benchmark's table."""
+    title = f"{name}, {threads} thread{'s' if threads > 1 else ''}"
+    return f"{title:56} {'ours ms':>9} {'peer ms':>9} {'ratio':>7}  peer"
+
+
+def row_text(row: Row, gflop_per_second: float | None = None) -> str:
+    """One row; the speed is ours."""
+    speed = "" if gflop_per_second is None else f"  [{gflop_per_second:.0f} GFLOP/s]"
+    verdict = f"  ({row.verdict})" if row.verdict else ""
+    return (
+        f"{row.title:56} {row.ours_ms:9.4g} {row.peer_ms:9.4g} {row.ratio:7.2f}  "
+        f"{row.peer}{verdict}{speed}"
+    )
+
+
+def summary(rows: Sequence[Row]) -> Iterator[str]:
+    """Which targets were met, which missed, with figures."""
+    aimed = [row for row in rows if row.target is not None]
+    met = [row for row in aimed if row.met]
+    yield f"{len(rows)} rows, {len(aimed)} of them with a target: {len(met)} met, " + (
+        f"{len(aimed) - len(met)} missed"
+    )
+    for label, chosen in (("met", met), ("missed", [row for row in aimed if not row.met])):
+        for row in chosen:
+            yield (
+                f"  {label:6} {row.title}, {row.threads} threads: {row.ratio:.2f} of "
+                f"{row.target:g} ({row.ours_ms:.4g} ms, {row.peer} {row.peer_ms:.4g} ms)"
+            )
