@@ -28,7 +28,7 @@ def progress(text: str) -> None:
 def heading(name: str, threads: int) -> str:
     """The head of one benchmark's table."""
     title = f"{name}, {threads} thread{'s' if threads > 1 else ''}"
-    return f"{title:56} {'ours ms':>9} {'peer ms':>9} {'ratio':>7}  peer"
+    return f"{title:70} {'ours ms':>9} {'peer ms':>9} {'ratio':>7}  peer"
 
 
 def row_text(row: Row, gflop_per_second: float | None = None) -> str:
@@ -36,7 +36,7 @@ def row_text(row: Row, gflop_per_second: float | None = None) -> str:
     speed = "" if gflop_per_second is None else f"  [{gflop_per_second:.0f} GFLOP/s]"
     verdict = f"  ({row.verdict})" if row.verdict else ""
     return (
-        f"{row.title:56} {row.ours_ms:9.4g} {row.peer_ms:9.4g} {row.ratio:7.2f}  "
+        f"{row.title:70} {row.ours_ms:9.4g} {row.peer_ms:9.4g} {row.ratio:7.2f}  "
         f"{row.peer}{verdict}{speed}"
     )
 

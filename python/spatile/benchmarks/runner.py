@@ -115,9 +115,7 @@ class Bench:
         check(case.title, found, case.expected, case.tolerance)
         return True
 
-    def _rows_of(
-        self, case: Case, ours: Timing, met: Sequence[tuple[Peer, Timing]]
-    ) -> list[Row]:
+    def _rows_of(self, case: Case, ours: Timing, met: Sequence[tuple[Peer, Timing]]) -> list[Row]:
         rows = [
             self.row(case.case, case.shape, case.dtype, ours, peer.name, theirs)
             for peer, theirs in met

