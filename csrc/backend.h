@@ -19,7 +19,8 @@ typedef struct spt_matrix {
   int64_t row, col;
 } spt_matrix;
 
-/* Where a product's weights are: exactly one of the three is set (dense.data, strips, csr). */
+/* Where a product's weights are: one of the three is set (dense.data, strips, csr), or dense.data
+ * and strips, whose index then says which weights of dense count and whose values are not read. */
 typedef struct spt_weight {
   spt_matrix dense;
   const spt_strips *strips;

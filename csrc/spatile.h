@@ -131,7 +131,9 @@ typedef enum spt_activation {
 } spt_activation;
 
 /* y = act(x · wᵀ + bias) + residual. x (n, in), y (n, out), residual (n, out), bias (out).
- * Exactly one of dense, strips and csr is given; dense is (out, in). */
+ * Exactly one of dense, strips and csr is given; dense is (out, in). Or dense and strips, of one
+ * shape: then the strips say which weights count and dense what they are; strips' values are not
+ * read. What stored columns hold besides kept groups is dense's to have as zero. */
 typedef struct spt_linear_args {
   spt_tensor x, y;
   const spt_tensor *dense;
@@ -143,7 +145,8 @@ typedef struct spt_linear_args {
 SPT_WARN_UNUSED spt_status spt_linear(spt_device *, const spt_linear_args *, spt_error *);
 
 /* Gradients of y = x · wᵀ + b. grad (n, out), x (n, in). Each output may be NULL.
- * dw: (out, in) for dense, (n_columns, 16) for strips, (nnz) for csr; float32 for the last two. */
+ * dw: (out, in) for dense, zero outside the strips where they are given too; (n_columns, 16) for
+ * strips, (nnz) for csr, float32 both. */
 typedef struct spt_linear_backward_args {
   spt_tensor grad, x;
   const spt_tensor *dense;

@@ -1,10 +1,15 @@
 #include "binding.h"
 
-/* A weight is an array, or a capsule of weights.c. */
+/* A weight is an array, a capsule of weights.c, or a pair of an array and a capsule of strips. */
 static int weight_of(PyObject *object, const char *op, spt_py_view *dense,
                      const spt_strips **strips, const spt_csr **csr) {
   *strips = NULL;
   *csr = NULL;
+  if (PyTuple_Check(object) && PyTuple_GET_SIZE(object) == 2 &&
+      PyCapsule_IsValid(PyTuple_GET_ITEM(object, 1), SPT_PY_STRIPS)) {
+    *strips = PyCapsule_GetPointer(PyTuple_GET_ITEM(object, 1), SPT_PY_STRIPS);
+    return spt_py_view_of(dense, PyTuple_GET_ITEM(object, 0), op, "w");
+  }
   if (PyCapsule_IsValid(object, SPT_PY_STRIPS)) {
     *strips = PyCapsule_GetPointer(object, SPT_PY_STRIPS);
     return 0;

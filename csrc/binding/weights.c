@@ -71,6 +71,9 @@ static const char *fault_in_strips(const spt_strips *w, int64_t n_runs) {
       if (start < 0 || len < 1 || start + len > w->in) {
         return "a run lies outside the matrix";
       }
+      if (r > w->run_ptr[s] && start < (int64_t)w->run_start[r - 1] + w->run_len[r - 1]) {
+        return "the runs of a strip overlap or are out of order";
+      }
       columns += len;
     }
     if (columns != w->value_ptr[s + 1] - w->value_ptr[s]) {

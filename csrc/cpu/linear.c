@@ -4,13 +4,13 @@
  * A dense matrix is cut into strips on every call: one pass over the weights, against one per token
  * for the product itself. Pack it once (a matrix without a mask) where that pass matters. */
 #include "../integer.h"
-#include "dense_strips.h"
 #include "half.h"
 #include "ops.h"
 #include "pool.h"
 #include "product.h"
 #include "scratch.h"
 #include "tier.h"
+#include "weight_strips.h"
 
 #define CHUNK_PANELS 64 /* 1024 tokens at a time bound the workspace */
 
@@ -81,13 +81,13 @@ spt_status spt_cpu_linear(void *state, const spt_linear_problem *p, spt_error *e
     return SPT_OK;
   }
   spt_status status = SPT_OK;
-  spt_dense_strips dense = {0};
-  if (p->w.strips == NULL && p->w.csr == NULL) {
-    SPT_TRY(spt_cut_dense(op, &p->w.dense, &dense, err));
+  spt_weight_strips weight = {0};
+  if (p->w.csr == NULL) {
+    SPT_TRY(spt_strips_of(op, &p->w, &weight, err));
   }
   int64_t panels = spt_min(spt_ceil_div(p->x.rows, SPT_LANES), CHUNK_PANELS);
   struct linear_job job = {.tier = spt_cpu_tier_in_use(), .p = p};
-  job.strips = dense.values != NULL ? &dense.strips : p->w.strips;
+  job.strips = p->w.csr == NULL ? &weight.strips : NULL;
   float *bias = load_row(op, &p->bias, &status, err);
   job.bias = bias;
   job.x = spt_scratch(op, panels * p->w.in, SPT_LANES * sizeof(float), &status, err);
@@ -102,6 +102,6 @@ spt_status spt_cpu_linear(void *state, const spt_linear_problem *p, spt_error *e
   free(job.x);
   free(job.y);
   free(job.residual);
-  spt_free_dense_strips(&dense);
+  spt_free_weight_strips(&weight);
   return status;
 }

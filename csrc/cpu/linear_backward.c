@@ -1,80 +1,157 @@
-/* linear_backward on the CPU: panels as in linear.c, from gradients of the output back to those of
- * the input and of the weights. */
+/* linear_backward on the CPU.
+ *
+ * The input's gradient is a product with w transposed: its strips are made on every call, one pass
+ * over the kept weights, and then the forward kernel runs on panels. Each task packs, multiplies and
+ * unpacks a few panels, which stay in its core's cache.
+ *
+ * The weight gradient reads activations as the caller has them, by token. A task owns a few strips
+ * and goes through the tokens in chunks, so that what its strips read of a chunk comes from memory
+ * once. Which sums are added in which order depends on the shapes alone. */
+#include <string.h>
+
 #include "../integer.h"
-#include "dense_strips.h"
 #include "half.h"
 #include "ops.h"
 #include "pool.h"
 #include "scratch.h"
 #include "tier.h"
+#include "weight_strips.h"
+
+#define BLOCK_PANELS \
+  3 /* of a task of the input's gradient: as many as the kernel's registers hold */
+#define GROUP_STRIPS 4
+#define CHUNK_TOKENS 128
+#define BIAS_COLUMNS 64
+
+/* Rows of floats, one after another in memory: the caller's own where they are that already. */
+typedef struct float_rows {
+  const float *data;
+  int64_t row;
+  float *copy; /* to free */
+} float_rows;
 
 struct backward_job {
   const spt_cpu_tier *tier;
   const spt_linear_backward_problem *p;
-  const spt_strips *strips;
-  float *x, *g;    /* panels of all tokens */
-  float *g_strips; /* (strip, token, 16): g by token, the strip's rows side by side */
-  float *dx;       /* panels */
-  float *dw;       /* strips: the layout of values */
-  int64_t n_panels;
+  const spt_strips *strips;     /* or NULL: CSR */
+  const spt_strips *transposed; /* where the input's gradient is wanted */
+  float_rows x, g;
+  float *panels; /* a worker's panels of g, and then of dx */
+  float *dw;     /* the layout of values */
 };
 
-static void pack_inputs(void *context, int64_t panel, int worker) {
-  (void)worker;
+/* ---- the input's gradient ---------------------------------------------------------------- */
+
+static void input_gradient(void *context, int64_t block, int worker) {
   const struct backward_job *job = context;
-  job->tier->panel_pack(job->g + panel * job->p->w.out * SPT_LANES, &job->p->grad,
-                        panel * SPT_LANES);
-  if (job->x != NULL) {
-    job->tier->panel_pack(job->x + panel * job->p->w.in * SPT_LANES, &job->p->x, panel * SPT_LANES);
+  const spt_linear_backward_problem *p = job->p;
+  int64_t g_stride = p->w.out * SPT_LANES, dx_stride = p->w.in * SPT_LANES;
+  float *g = job->panels + worker * BLOCK_PANELS * (g_stride + dx_stride);
+  float *dx = g + BLOCK_PANELS * g_stride;
+  int64_t first = block * BLOCK_PANELS;
+  int64_t n = spt_min(BLOCK_PANELS, spt_ceil_div(p->grad.rows, SPT_LANES) - first);
+  for (int64_t i = 0; i < n; i++) {
+    job->tier->panel_pack(g + i * g_stride, &p->grad, (first + i) * SPT_LANES);
+  }
+  spt_panel_product product = {
+      .strips = job->transposed, .x = g, .y = dx, .x_stride = g_stride, .y_stride = dx_stride};
+  job->tier->panel_linear(&product, 0, job->transposed->n_strips, 0, n);
+  for (int64_t i = 0; i < n; i++) {
+    job->tier->panel_unpack(&p->dx, (first + i) * SPT_LANES, dx + i * dx_stride);
   }
 }
 
-static void input_gradient(void *context, int64_t panel, int worker) {
+/* ---- the weights' gradient --------------------------------------------------------------- */
+
+/* The gradients of a strip's 16 rows, side by side for each of n tokens. */
+static void gather_gradients(const struct backward_job *job, int64_t strip, int64_t token,
+                             int64_t n, float *to) {
+  const float *g = job->g.data + token * job->g.row;
+  bool plain = job->strips->rows == NULL && (strip + 1) * SPT_STRIP <= job->p->w.out;
+  for (int64_t t = 0; t < n; t++, g += job->g.row, to += SPT_STRIP) {
+    if (plain) {
+      memcpy(to, g + strip * SPT_STRIP, SPT_STRIP * sizeof *to);
+      continue;
+    }
+    for (int r = 0; r < SPT_STRIP; r++) {
+      int64_t row = spt_strip_row(job->strips, strip, r);
+      to[r] = row < 0 ? 0.0f : g[row];
+    }
+  }
+}
+
+static void weight_gradient(void *context, int64_t group, int worker) {
   (void)worker;
   const struct backward_job *job = context;
-  int64_t in = job->p->w.in;
-  const float *g = job->g + panel * job->p->w.out * SPT_LANES;
-  float *dx = job->dx + panel * in * SPT_LANES;
-  for (int64_t i = 0; i < in * SPT_LANES; i++) {
-    dx[i] = 0.0f;
+  const spt_strips *w = job->strips;
+  int64_t begin = group * GROUP_STRIPS, end = spt_min(begin + GROUP_STRIPS, w->n_strips);
+  int64_t tokens = job->p->x.rows;
+  float *dw = job->dw + w->value_ptr[begin] * SPT_STRIP;
+  memset(dw, 0, (size_t)(w->value_ptr[end] - w->value_ptr[begin]) * SPT_STRIP * sizeof *dw);
+  for (int64_t token = 0; token < tokens; token += CHUNK_TOKENS) {
+    int64_t n = spt_min(CHUNK_TOKENS, tokens - token);
+    for (int64_t strip = begin; strip < end; strip++) {
+      if (w->value_ptr[strip + 1] == w->value_ptr[strip]) {
+        continue;
+      }
+      float g[CHUNK_TOKENS * SPT_STRIP];
+      gather_gradients(job, strip, token, n, g);
+      job->tier->strip_gradient(w, strip, job->x.data + token * job->x.row, job->x.row, g, n,
+                                job->dw + w->value_ptr[strip] * SPT_STRIP);
+    }
   }
-  const spt_csr *csr = job->p->w.csr;
-  if (csr == NULL) {
-    job->tier->panel_linear_transposed(job->strips, g, dx);
-  } else {
-    for (int64_t row = 0; row < csr->out; row++) {
-      for (int64_t i = csr->row_ptr[row]; i < csr->row_ptr[row + 1]; i++) {
-        for (int l = 0; l < SPT_LANES; l++) {
-          dx[(int64_t)csr->col[i] * SPT_LANES + l] += csr->values[i] * g[row * SPT_LANES + l];
+}
+
+/* Strip columns back to the rows of a dense (out, in) array, zero where nothing is kept. */
+static void scatter_gradient(void *context, int64_t strip, int worker) {
+  (void)worker;
+  const struct backward_job *job = context;
+  const spt_strips *w = job->strips;
+  const spt_matrix *dw = &job->p->dw;
+  const float *from = job->dw + w->value_ptr[strip] * SPT_STRIP;
+  for (int64_t run = w->run_ptr[strip]; run < w->run_ptr[strip + 1]; run++) {
+    int64_t start = w->run_start[run], len = w->run_len[run];
+    if (w->rows == NULL) {
+      spt_matrix part = *dw;
+      part.data = (char *)dw->data + start * dw->col * (int64_t)spt_dtype_size(dw->dtype);
+      part.cols = len;
+      job->tier->panel_unpack(&part, strip * SPT_STRIP, from);
+    } else {
+      for (int r = 0; r < SPT_STRIP; r++) {
+        int64_t row = w->rows[strip * SPT_STRIP + r];
+        for (int64_t k = 0; row >= 0 && k < len; k++) {
+          spt_store(dw->data, dw->dtype, row * dw->row + (start + k) * dw->col,
+                    from[k * SPT_STRIP + r]);
         }
       }
     }
+    from += len * SPT_STRIP;
   }
-  job->tier->panel_unpack(&job->p->dx, panel * SPT_LANES, dx);
 }
 
-static void strip_weight_gradient(void *context, int64_t strip, int worker) {
+static void clear_rows(void *context, int64_t block, int worker) {
   (void)worker;
-  const struct backward_job *job = context;
-  int64_t tokens = job->n_panels * SPT_LANES;
-  float *g = job->g_strips + strip * tokens * SPT_STRIP;
-  for (int r = 0; r < SPT_STRIP; r++) {
-    int64_t row = spt_strip_row(job->strips, strip, r);
-    for (int64_t t = 0; t < tokens; t++) {
-      const float *panel = job->g + t / SPT_LANES * job->p->w.out * SPT_LANES;
-      g[t * SPT_STRIP + r] = row < 0 ? 0.0f : panel[row * SPT_LANES + t % SPT_LANES];
+  const spt_matrix *dw = &((const struct backward_job *)context)->p->dw;
+  int64_t end = spt_min((block + 1) * SPT_STRIP, dw->rows);
+  for (int64_t row = block * SPT_STRIP; row < end; row++) {
+    if (dw->col == 1) {
+      size_t size = spt_dtype_size(dw->dtype);
+      memset((char *)dw->data + row * dw->row * (int64_t)size, 0, (size_t)dw->cols * size);
+      continue;
+    }
+    for (int64_t c = 0; c < dw->cols; c++) {
+      spt_store(dw->data, dw->dtype, row * dw->row + c * dw->col, 0.0f);
     }
   }
-  job->tier->strip_gradient(job->strips, strip, job->x, job->p->w.in * SPT_LANES, g, job->n_panels,
-                            job->dw + job->strips->value_ptr[strip] * SPT_STRIP);
 }
 
-/* Strip columns back to the rows of a dense (out, in) array. */
-static void unpack_weight_gradient(void *context, int64_t strip, int worker) {
-  (void)worker;
-  const struct backward_job *job = context;
-  job->tier->panel_unpack(&job->p->dw, strip * SPT_STRIP,
-                          job->dw + job->strips->value_ptr[strip] * SPT_STRIP);
+static void store_values(const struct backward_job *job) {
+  const spt_matrix *dw = &job->p->dw;
+  for (int64_t r = 0; r < job->strips->n_columns; r++) {
+    for (int64_t c = 0; c < SPT_STRIP; c++) {
+      ((float *)dw->data)[r * dw->row + c * dw->col] = job->dw[r * SPT_STRIP + c];
+    }
+  }
 }
 
 static void csr_row_gradient(void *context, int64_t row, int worker) {
@@ -83,53 +160,137 @@ static void csr_row_gradient(void *context, int64_t row, int worker) {
   const spt_csr *w = job->p->w.csr;
   float *dw = job->p->dw.data;
   for (int64_t i = w->row_ptr[row]; i < w->row_ptr[row + 1]; i++) {
-    float sum[SPT_LANES] = {0};
-    for (int64_t panel = 0; panel < job->n_panels; panel++) {
-      const float *g = job->g + (panel * w->out + row) * SPT_LANES;
-      const float *x = job->x + (panel * w->in + w->col[i]) * SPT_LANES;
-      for (int l = 0; l < SPT_LANES; l++) {
-        sum[l] += g[l] * x[l];
-      }
+    const float *g = job->g.data + row, *x = job->x.data + w->col[i];
+    float sum = 0.0f;
+    for (int64_t t = 0; t < job->p->x.rows; t++) {
+      sum += g[t * job->g.row] * x[t * job->x.row];
     }
-    float total = 0.0f;
-    for (int l = 0; l < SPT_LANES; l++) {
-      total += sum[l];
-    }
-    dw[i * job->p->dw.col] = total;
+    dw[i * job->p->dw.col] = sum;
   }
 }
 
-static void bias_gradient(const struct backward_job *job) {
+static void csr_input_gradient(void *context, int64_t token, int worker) {
+  const struct backward_job *job = context;
+  const spt_csr *w = job->p->w.csr;
+  float *dx = job->panels + worker * w->in;
+  memset(dx, 0, (size_t)w->in * sizeof *dx);
+  for (int64_t row = 0; row < w->out; row++) {
+    float g = job->g.data[token * job->g.row + row];
+    for (int64_t i = w->row_ptr[row]; i < w->row_ptr[row + 1]; i++) {
+      dx[w->col[i]] += w->values[i] * g;
+    }
+  }
+  const spt_matrix *to = &job->p->dx;
+  job->tier->store_row((char *)to->data + token * to->row * (int64_t)spt_dtype_size(to->dtype),
+                       to->dtype, to->col, dx, w->in);
+}
+
+/* ---- the bias's gradient ----------------------------------------------------------------- */
+
+static void bias_gradient(void *context, int64_t block, int worker) {
+  (void)worker;
+  const struct backward_job *job = context;
   const spt_matrix *to = &job->p->dbias;
-  for (int64_t row = 0; row < job->p->w.out; row++) {
-    double sum = 0.0;
-    for (int64_t panel = 0; panel < job->n_panels; panel++) {
-      const float *g = job->g + (panel * job->p->w.out + row) * SPT_LANES;
-      for (int l = 0; l < SPT_LANES; l++) {
-        sum += g[l];
-      }
+  int64_t begin = block * BIAS_COLUMNS, n = spt_min(BIAS_COLUMNS, job->p->w.out - begin);
+  double sum[BIAS_COLUMNS] = {0};
+  for (int64_t t = 0; t < job->p->grad.rows; t++) {
+    const float *g = job->g.data + t * job->g.row + begin;
+    for (int64_t c = 0; c < n; c++) {
+      sum[c] += g[c];
     }
-    spt_store(to->data, to->dtype, row * to->col, (float)sum);
+  }
+  for (int64_t c = 0; c < n; c++) {
+    spt_store(to->data, to->dtype, (begin + c) * to->col, (float)sum[c]);
   }
 }
 
-static void run_backward(const struct backward_job *job, bool dense) {
+/* ---- the whole --------------------------------------------------------------------------- */
+
+struct load_job {
+  const spt_matrix *m;
+  float *to;
+};
+
+static void load_float_row(void *context, int64_t row, int worker) {
+  (void)worker;
+  const struct load_job *job = context;
+  const spt_matrix *m = job->m;
+  const char *from = (const char *)m->data + row * m->row * (int64_t)spt_dtype_size(m->dtype);
+  spt_cpu_tier_in_use()->load_row(job->to + row * m->cols, from, m->dtype, m->col, m->cols);
+}
+
+static float_rows rows_of(const char *op, const spt_matrix *m, spt_status *status, spt_error *err) {
+  if (m->dtype == SPT_F32 && m->col == 1) {
+    return (float_rows){.data = m->data, .row = m->row};
+  }
+  float *copy = spt_scratch(op, m->rows * m->cols, sizeof(float), status, err);
+  if (copy != NULL) {
+    spt_parallel_for(m->rows, load_float_row, &(struct load_job){m, copy});
+  }
+  return (float_rows){.data = copy, .row = m->cols, .copy = copy};
+}
+
+static void run_strips(struct backward_job *job, int workers) {
   const spt_linear_backward_problem *p = job->p;
-  spt_parallel_for(job->n_panels, pack_inputs, (void *)job);
   if (p->dx.data != NULL) {
-    spt_parallel_for(job->n_panels, input_gradient, (void *)job);
+    int64_t panels = spt_ceil_div(p->grad.rows, SPT_LANES);
+    spt_parallel_for_workers(spt_ceil_div(panels, BLOCK_PANELS), workers, input_gradient, job);
   }
-  if (p->dw.data != NULL && p->w.csr != NULL) {
-    spt_parallel_for(p->w.out, csr_row_gradient, (void *)job);
-  } else if (p->dw.data != NULL) {
-    spt_parallel_for(job->strips->n_strips, strip_weight_gradient, (void *)job);
-    if (dense) {
-      spt_parallel_for(job->strips->n_strips, unpack_weight_gradient, (void *)job);
+  if (p->dw.data == NULL) {
+    return;
+  }
+  spt_parallel_for(spt_ceil_div(job->strips->n_strips, GROUP_STRIPS), weight_gradient, job);
+  if (p->w.dense.data == NULL) {
+    store_values(job);
+    return;
+  }
+  if (p->w.strips != NULL) {
+    spt_parallel_for(spt_ceil_div(p->w.out, SPT_STRIP), clear_rows, job);
+  }
+  spt_parallel_for(job->strips->n_strips, scatter_gradient, job);
+}
+
+static spt_status strips_backward(const char *op, struct backward_job *job, spt_error *err) {
+  const spt_linear_backward_problem *p = job->p;
+  spt_status status = SPT_OK;
+  spt_weight_strips weight, transposed = {0};
+  int workers = spt_pool_width();
+  SPT_TRY(spt_strips_of(op, &p->w, &weight, err));
+  job->strips = &weight.strips;
+  if (p->dx.data != NULL) {
+    status = spt_transpose_strips(op, job->strips, &transposed, err);
+    job->transposed = &transposed.strips;
+    job->panels = spt_scratch(op, workers * BLOCK_PANELS * (p->w.out + p->w.in),
+                              SPT_LANES * sizeof(float), &status, err);
+  }
+  if (p->dw.data != NULL) {
+    job->dw = spt_scratch(op, weight.strips.n_columns, SPT_STRIP * sizeof(float), &status, err);
+  }
+  if (status == SPT_OK) {
+    run_strips(job, workers);
+  }
+  free(job->panels);
+  free(job->dw);
+  spt_free_weight_strips(&transposed);
+  spt_free_weight_strips(&weight);
+  return status;
+}
+
+static spt_status csr_backward(const char *op, struct backward_job *job, spt_error *err) {
+  const spt_linear_backward_problem *p = job->p;
+  spt_status status = SPT_OK;
+  if (p->dx.data != NULL) {
+    int workers = spt_pool_width();
+    job->panels = spt_scratch(op, workers * p->w.in, sizeof(float), &status, err);
+    if (status == SPT_OK) {
+      spt_parallel_for_workers(p->grad.rows, workers, csr_input_gradient, job);
     }
+    free(job->panels);
   }
-  if (p->dbias.data != NULL) {
-    bias_gradient(job);
+  if (p->dw.data != NULL && status == SPT_OK) {
+    spt_parallel_for(p->w.out, csr_row_gradient, job);
   }
+  return status;
 }
 
 spt_status spt_cpu_linear_backward(void *state, const spt_linear_backward_problem *p,
@@ -137,43 +298,21 @@ spt_status spt_cpu_linear_backward(void *state, const spt_linear_backward_proble
   (void)state;
   const char *op = "linear_backward";
   spt_status status = SPT_OK;
-  spt_dense_strips dense = {0};
-  bool is_dense = p->w.strips == NULL && p->w.csr == NULL;
-  if (is_dense) {
-    SPT_TRY(spt_cut_dense(op, &p->w.dense, &dense, err));
-  }
   struct backward_job job = {.tier = spt_cpu_tier_in_use(), .p = p};
-  job.strips = is_dense ? &dense.strips : p->w.strips;
-  job.n_panels = spt_ceil_div(p->x.rows, SPT_LANES);
-  size_t column = SPT_LANES * sizeof(float);
-  job.g = spt_scratch(op, job.n_panels * p->w.out, column, &status, err);
-  if (p->dx.data != NULL) {
-    job.dx = spt_scratch(op, job.n_panels * p->w.in, column, &status, err);
+  bool by_token = p->dw.data != NULL || p->w.csr != NULL;
+  if (by_token || p->dbias.data != NULL) {
+    job.g = rows_of(op, &p->grad, &status, err);
   }
-  float *strips_dw = NULL;
-  if (p->dw.data != NULL) {
-    job.x = spt_scratch(op, job.n_panels * p->w.in, column, &status, err);
-    if (job.strips != NULL) {
-      job.g_strips =
-          spt_scratch(op, job.n_panels * job.strips->n_strips * SPT_LANES, column, &status, err);
-      strips_dw = spt_scratch(op, job.strips->n_columns, column, &status, err);
-      job.dw = strips_dw;
-    }
+  if (by_token) {
+    job.x = rows_of(op, &p->x, &status, err);
   }
-  if (status == SPT_OK) {
-    run_backward(&job, is_dense);
-    if (strips_dw != NULL && !is_dense) {
-      for (int64_t i = 0; i < job.strips->n_columns * SPT_STRIP; i++) {
-        int64_t r = i / SPT_STRIP, c = i % SPT_STRIP;
-        ((float *)p->dw.data)[r * p->dw.row + c * p->dw.col] = strips_dw[i];
-      }
-    }
+  if (status == SPT_OK && (p->dx.data != NULL || p->dw.data != NULL)) {
+    status = p->w.csr != NULL ? csr_backward(op, &job, err) : strips_backward(op, &job, err);
   }
-  free(job.g);
-  free(job.dx);
-  free(job.x);
-  free(job.g_strips);
-  free(strips_dw);
-  spt_free_dense_strips(&dense);
+  if (status == SPT_OK && p->dbias.data != NULL) {
+    spt_parallel_for(spt_ceil_div(p->w.out, BIAS_COLUMNS), bias_gradient, &job);
+  }
+  free(job.g.copy);
+  free(job.x.copy);
   return status;
 }

@@ -121,12 +121,10 @@ typedef struct spt_cpu_tier {
   void (*panel_csr)(const spt_panel_product *, int64_t row_begin, int64_t row_end,
                     int64_t panel_begin, int64_t panel_end);
 
-  /* dx += wᵀ · g for one panel: g has w->out features, dx has w->in. */
-  void (*panel_linear_transposed)(const spt_strips *w, const float *g, float *dx);
-  /* dw (columns of the strip, 16) = Σ over n tokens of x · gᵀ. x: panels of w->in features;
-   * g: (n rounded up to 16, 16) holds the strip's 16 rows for each token. */
-  void (*strip_gradient)(const spt_strips *w, int64_t strip, const float *x, int64_t x_stride,
-                         const float *g, int64_t n_panels, float *dw);
+  /* dw (columns of the strip, 16) += Σ over tokens of x · gᵀ. x: rows of w->in features, x_row floats
+   * apart; g (tokens, 16): the strip's 16 rows. */
+  void (*strip_gradient)(const spt_strips *w, int64_t strip, const float *x, int64_t x_row,
+                         const float *g, int64_t tokens, float *dw);
 
   /* LayerNorm of each lane over the panel's features, in place. */
   void (*panel_layer_norm)(float *panel, int64_t features, const float *weight, const float *bias,

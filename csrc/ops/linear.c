@@ -10,6 +10,11 @@ static spt_status weight_of(const char *op, const spt_tensor *dense, const spt_s
     w->dense = spt_matrix_of(dense);
     w->out = dense->shape[0];
     w->in = dense->shape[1];
+    if (strips != NULL) {
+      SPT_TRY(spt_check_dim(op, "w", dense, 0, strips->out, err));
+      SPT_TRY(spt_check_dim(op, "w", dense, 1, strips->in, err));
+      w->strips = strips;
+    }
   } else if (strips != NULL) {
     w->strips = strips;
     w->out = strips->out;
@@ -56,18 +61,18 @@ spt_status spt_linear(spt_device *device, const spt_linear_args *a, spt_error *e
 }
 
 static spt_status check_weight_gradient(const char *op, const spt_tensor *dw, const spt_weight *w,
-                                        spt_error *err) {
-  if (w->strips != NULL) {
+                                        bool dense, spt_error *err) {
+  if (dense) {
+    SPT_TRY(check_rows(op, "dw", dw, w->out, w->in, err));
+  } else if (w->strips != NULL) {
     SPT_TRY(spt_check_dtype(op, "dw", dw, SPT_F32, err));
     SPT_TRY(spt_check_ndim(op, "dw", dw, 2, err));
     SPT_TRY(spt_check_dim(op, "dw", dw, 0, w->strips->n_columns, err));
     SPT_TRY(spt_check_dim(op, "dw", dw, 1, SPT_STRIP, err));
-  } else if (w->csr != NULL) {
+  } else {
     SPT_TRY(spt_check_dtype(op, "dw", dw, SPT_F32, err));
     SPT_TRY(spt_check_ndim(op, "dw", dw, 1, err));
     SPT_TRY(spt_check_dim(op, "dw", dw, 0, w->csr->row_ptr[w->out], err));
-  } else {
-    SPT_TRY(check_rows(op, "dw", dw, w->out, w->in, err));
   }
   return spt_check_output(op, "dw", dw, err);
 }
@@ -86,7 +91,7 @@ spt_status spt_linear_backward(spt_device *device, const spt_linear_backward_arg
     SPT_TRY(spt_check_output(op, "dx", a->dx, err));
   }
   if (a->dw != NULL) {
-    SPT_TRY(check_weight_gradient(op, a->dw, &p.w, err));
+    SPT_TRY(check_weight_gradient(op, a->dw, &p.w, a->dense != NULL, err));
   }
   if (a->dbias != NULL) {
     SPT_TRY(spt_check_ndim(op, "dbias", a->dbias, 1, err));
