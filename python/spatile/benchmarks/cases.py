@@ -8,7 +8,16 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["AMX", "AVX512", "NATIVE_BFLOAT16", "Case", "Peer", "Target", "WrongAnswer", "check"]
+__all__ = [
+    "AMX",
+    "AVX512",
+    "NATIVE_BFLOAT16",
+    "Case",
+    "Peer",
+    "Target",
+    "WrongAnswerError",
+    "check",
+]
 
 Arrays = Any
 """An array, or a sequence of arrays."""
@@ -21,7 +30,7 @@ AMX = frozenset({"amx_bf16"})
 NATIVE_BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16"})
 
 
-class WrongAnswer(Exception):
+class WrongAnswerError(Exception):
     """A side's result is not the reference's: a wrong answer has no speed."""
 
 
@@ -84,7 +93,7 @@ def _float64(x: Any) -> np.ndarray[Any, Any]:
 def check(title: str, found: Arrays, expected: Arrays, tolerance: float) -> float:
     """The largest |error| over the largest |expected|.
 
-    ``found`` and ``expected`` are arrays or equally long sequences of them. Raises WrongAnswer
+    ``found`` and ``expected`` are arrays or equally long sequences of them. Raises WrongAnswerError
     above ``tolerance``, and for other shapes.
 
     >>> check("ones", [1.0, 1.0], [1.0, 1.0], tolerance=0.0)
@@ -94,11 +103,11 @@ def check(title: str, found: Arrays, expected: Arrays, tolerance: float) -> floa
     worst = 0.0
     for got, want in pairs:
         if got.shape != want.shape:
-            raise WrongAnswer(f"{title}: the result's shape is {got.shape}, expected {want.shape}")
+            raise WrongAnswerError(f"{title}: result's shape is {got.shape}, expected {want.shape}")
         if got.size == 0:
             continue
         error = float(np.abs(got - want).max() / max(np.abs(want).max(), 1e-30))
         if not error <= tolerance:  # NaN too
-            raise WrongAnswer(f"{title}: error {error:.2e}, expected at most {tolerance:.0e}")
+            raise WrongAnswerError(f"{title}: error {error:.2e}, expected at most {tolerance:.0e}")
         worst = max(worst, error)
     return worst

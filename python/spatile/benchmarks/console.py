@@ -27,7 +27,7 @@ def progress(text: str) -> None:
 
 def heading(name: str, threads: int) -> str:
     """The head of one benchmark's table."""
-    title = f"{name}, {threads} thread{'s' if threads > 1 else ''}"
+    title = f"{name}, {_threads(threads)}"
     return f"{title:70} {'ours ms':>9} {'peer ms':>9} {'ratio':>7}  peer"
 
 
@@ -51,6 +51,10 @@ def summary(rows: Sequence[Row]) -> Iterator[str]:
     for label, chosen in (("met", met), ("missed", [row for row in aimed if not row.met])):
         for row in chosen:
             yield (
-                f"  {label:6} {row.title}, {row.threads} threads: {row.ratio:.2f} of "
+                f"  {label:6} {row.title}, {_threads(row.threads)}: {row.ratio:.2f} of "
                 f"{row.target:g} ({row.ours_ms:.4g} ms, {row.peer} {row.peer_ms:.4g} ms)"
             )
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread{'s' if count > 1 else ''}"

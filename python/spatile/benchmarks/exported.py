@@ -104,7 +104,7 @@ class Exported:
         eager.set_attn_implementation("eager")
         eager.load_state_dict(self._model.state_dict())
 
-        class Hidden(torch.nn.Module):
+        class Hidden(torch.nn.Module):  # type: ignore[misc]
             def __init__(self) -> None:
                 super().__init__()
                 self.model = eager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -13,7 +12,15 @@ import numpy as np
 
 from spatile.sparsity import Plan
 
-__all__ = ["MINILM", "MRPC_LENGTHS", "Batch", "bert", "pruned_copy"]
+__all__ = [
+    "MRPC_LENGTHS",
+    "STEP_BATCH",
+    "Batch",
+    "bert",
+    "classifier",
+    "pruned_copy",
+    "training_inputs",
+]
 
 Array = np.ndarray[Any, Any]
 
@@ -59,7 +66,7 @@ class Batch:
 
 
 def bert(name: str) -> Any:
-    """ "BERT-base" with random weights, or "MiniLM-L6" with its own where its package is installed.
+    """``"BERT-base"``, weights random, or ``"MiniLM-L6"``, its own where its package is installed.
 
     A transformers BertModel without a pooler, for inference, its attention torch's fused one.
     """
@@ -89,3 +96,24 @@ def pruned_copy(model: Any, plan: Plan) -> Any:
     model = copy.deepcopy(model)
     Pruner(model, plan, strength=0.0).prune()
     return model
+
+
+#: How a row names the model and the batch of a training step.
+STEP_BATCH = "MiniLM-L6, 16 x 64 tokens"
+
+
+def classifier() -> Any:
+    """A classifier of MiniLM-L6's shape, random weights, for training: torch's fused attention."""
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification
+
+    torch.manual_seed(0)
+    return BertForSequenceClassification(BertConfig(**MINILM, attn_implementation="sdpa"))
+
+
+def training_inputs() -> dict[str, Any]:
+    """16 inputs of 64 tokens and their labels."""
+    import torch
+
+    ids = torch.from_numpy(Batch((64,) * 16).padded["input_ids"])
+    return {"input_ids": ids, "labels": torch.arange(16) % 2}

@@ -6,7 +6,7 @@ import importlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -76,14 +76,12 @@ class Bench:
 
     # ---- measuring ------------------------------------------------------------------------------
 
-    def compare(
-        self, cases: Sequence[Case], peers: Sequence[Peer], *, same_precision: bool = False
-    ) -> list[Row]:
+    def compare(self, cases: Sequence[Case], peers: Sequence[Peer]) -> list[Row]:
         """Check all sides, time them in turns, keep a row for each case and peer.
 
-        ``same_precision``: a case meets only peers of its own dtype. A case whose run is not
-        supported yet or here (NotImplementedError) is left out, with the reason. Raises
-        WrongAnswer, before anything is timed, where a side's result is not its reference.
+        A case whose run is not supported here (NotImplementedError) is left out, with the reason.
+        Raises WrongAnswerError, before anything is timed, where a side's result is not its
+        reference.
         """
         chosen = [case for case in cases if self.wants(case.title) and self._supported(case)]
         if not chosen or not peers:
@@ -91,19 +89,18 @@ class Bench:
         for peer in peers:
             title = f"{peer.name}, {chosen[0].case}, {chosen[0].shape}"
             check(title, peer.result(peer.run()), peer.expected, peer.tolerance)
-        console.progress(f"measuring {chosen[0].case}, {chosen[0].shape}")
         sides = [*(case.run for case in chosen), *(peer.run for peer in peers)]
-        timings = interleave(sides, seconds=self.options.seconds)
+        timings = self.interleave(f"{chosen[0].case}, {chosen[0].shape}", sides)
         kept: list[Row] = []
         for case, ours in zip(chosen, timings, strict=False):
-            met = [
-                (peer, timing)
-                for peer, timing in zip(peers, timings[len(chosen) :], strict=True)
-                if not same_precision or peer.precision == case.dtype
-            ]
-            kept += self._rows_of(case, ours, met)
+            kept += self._rows_of(case, ours, peers, timings[len(chosen) :])
         self.keep(kept)
         return kept
+
+    def interleave(self, title: str, sides: Sequence[Callable[[], object]]) -> list[Timing]:
+        """The sides in turns, each for as long as ``--seconds`` says."""
+        console.progress(f"measuring {title}")
+        return interleave(sides, seconds=self.options.seconds)
 
     def _supported(self, case: Case) -> bool:
         console.progress(f"checking {case.title}")
@@ -115,29 +112,49 @@ class Bench:
         check(case.title, found, case.expected, case.tolerance)
         return True
 
-    def _rows_of(self, case: Case, ours: Timing, met: Sequence[tuple[Peer, Timing]]) -> list[Row]:
+    def _rows_of(
+        self, case: Case, ours: Timing, peers: Sequence[Peer], theirs: Sequence[Timing]
+    ) -> list[Row]:
         rows = [
-            self.row(case.case, case.shape, case.dtype, ours, peer.name, theirs)
-            for peer, theirs in met
+            self._row((case.case, case.shape, case.dtype), ours, peer.name, timing)
+            for peer, timing in zip(peers, theirs, strict=True)
         ]
         speed = None if case.flop is None else case.flop / ours.median / 1e6
-        rows = with_target(rows, [peer.precision for peer, _ in met], case.target)
+        rows = with_target(rows, [peer.precision for peer in peers], case.target)
         for row in rows:
             console.line(console.row_text(row, speed))
         return rows
 
-    def row(
+    def keep_at_most(
         self,
-        case: str,
-        shape: str,
-        dtype: str,
+        title: tuple[str, str, str],
+        value: float,
+        limit: float,
+        *,
+        ours: Timing,
+        peer: str,
+        theirs: Timing,
+    ) -> Row:
+        """Keep a row (case, shape, dtype) whose target is ``value`` ≤ ``limit``.
+
+        Its ratio is limit / value, at most 100: a share can come out as nothing, or less.
+        """
+        row = self._row(title, ours, peer, theirs, ratio=limit / max(value, limit / 100))
+        row = replace(row, target=1.0, met=row.ratio >= 1.0)
+        console.line(f"{console.row_text(row)}  [{value:.2%} of at most {limit:.0%}]")
+        self.keep([row])
+        return row
+
+    def _row(
+        self,
+        title: tuple[str, str, str],
         ours: Timing,
         peer: str,
         theirs: Timing,
         *,
         ratio: float | None = None,
     ) -> Row:
-        """A row of this run's tier and threads; ``ratio`` is the sides' where it isn't given."""
+        case, shape, dtype = title
         return Row(
             case=case,
             shape=shape,
@@ -201,8 +218,8 @@ def _measure(name: str, bench: Bench) -> None:
 def run(names: Sequence[str], options: Options) -> list[Row]:
     """Measure the benchmarks ``names`` and print their table; returns its rows.
 
-    Raises WrongAnswer where a side's result is wrong, OSError where the file can't be written. What
-    was measured until then, or until Ctrl-C, is in the file.
+    Raises WrongAnswerError where a side's result is wrong, OSError where the file can't be written.
+    What was measured until then, or until Ctrl-C, is in the file.
     """
     with _as_before():
         if options.tier is not None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Timing", "interleave", "ratio_of"]
+__all__ = ["Timing", "interleave", "overhead_of", "ratio_of", "sum_of"]
 
 RUNS_PER_TURN = 3
 LEAST_TURNS = 4
@@ -40,6 +40,25 @@ def ratio_of(ours: Timing, peer: Timing) -> float:
     2.0
     """
     return min(peer.median / ours.median, peer.minimum / ours.minimum)
+
+
+def overhead_of(whole: Timing, base: Timing) -> float:
+    """What ``whole`` takes beyond ``base``, as a fraction: by medians or minima, whichever is more.
+
+    >>> overhead_of(Timing(1.0, 3.0), Timing(1.0, 2.0))
+    0.5
+    """
+    return max(whole.median / base.median, whole.minimum / base.minimum) - 1.0
+
+
+def sum_of(parts: Iterable[Timing]) -> Timing:
+    """One after another.
+
+    >>> sum_of([Timing(1.0, 2.0), Timing(3.0, 5.0)])
+    Timing(minimum=4.0, median=7.0)
+    """
+    timings = list(parts)
+    return Timing(sum(t.minimum for t in timings), sum(t.median for t in timings))
 
 
 def _clock(side: Callable[[], object]) -> float:
