@@ -12,17 +12,21 @@ from spatile.sparsity import Plan, Stages
 from spatile.torch.distillation import distillation_loss
 from spatile.torch.functional import attention, linear
 from spatile.torch.pruner import Pruner
+from spatile.torch.sparse_linear import SparseLinear, densify, sparsify
 
 __all__ = [
     "Plan",
     "Pruner",
     "PruningCallback",
+    "SparseLinear",
     "Stages",
     "attention",
+    "densify",
     "distillation_loss",
     "last_checkpoint",
     "linear",
     "register",
+    "sparsify",
 ]
 
 if TYPE_CHECKING or find_spec("transformers") is not None:

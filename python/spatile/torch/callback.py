@@ -19,8 +19,12 @@ from spatile.torch.checkpoint import SavedState, weights_checksum, write_state
 from spatile.torch.history import lasso_summary, norm_summary, pruned_fractions
 from spatile.torch.pruner import Method, Pruner, Scope
 from spatile.torch.resume import find_state
+from spatile.torch.sparse_linear import densify, sparsify
 
 __all__ = ["PruningCallback"]
+
+# Activations are transposed on their way in and out; a layer that skips less may not earn that.
+_WORTHWHILE = 0.1
 
 
 class PruningCallback(TrainerCallback):  # type: ignore[misc]
@@ -35,6 +39,10 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
     (:meth:`Pruner.strength_for`), from the norms and learning rates of the run. ``method``,
     ``eps`` and ``scope`` are :class:`Pruner`'s. ``evaluate_when_pruned`` asks the Trainer for an
     evaluation straight after the pruning, besides its own.
+
+    ``sparse``: once pruned, linear layers compute their kept groups only (:func:`sparsify`), until
+    training ends. ``"auto"`` does so on the CPU in float32, for the layers of which at least a
+    tenth is skipped; True for all; False for none.
 
     Per optimizer step, however many batches it accumulates: the penalty's gradient after clipping
     (method ``"gradient"``), or the proximal step after the optimizer's (``"proximal"``), then
@@ -62,11 +70,14 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         eps: float = 1e-3,
         scope: Scope = "matrix",
         evaluate_when_pruned: bool = False,
+        sparse: bool | Literal["auto"] = "auto",
     ) -> None:
         if strength != "auto" and not (isinstance(strength, (int, float)) and strength >= 0):
             raise ValueError(f"PruningCallback: strength is {strength!r}, expected ≥ 0 or 'auto'")
         if not 0 < shrink <= 1:
             raise ValueError(f"PruningCallback: shrink is {shrink}, expected a fraction in (0, 1]")
+        if sparse not in (True, False, "auto"):
+            raise ValueError(f"PruningCallback: sparse is {sparse!r}, expected True, False, 'auto'")
         self.plan = plan
         self.stages = stages
         self.strength = strength
@@ -75,6 +86,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         self.eps = eps
         self.scope = scope
         self.evaluate_when_pruned = evaluate_when_pruned
+        self.sparse = sparse
         self._pruner: Pruner | None = None
         self._steps: StageSteps | None = None
         self._full_strength = 0.0
@@ -120,6 +132,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
                 "PruningCallback: does not work inside hyperparameter_search; train each candidate "
                 "with a Trainer and a PruningCallback of its own"
             )
+        densify(kwargs["model"])  # a run that was broken off may have left it sparse
         self._pruner = Pruner(
             kwargs["model"],
             self.plan,
@@ -154,6 +167,8 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
             self._restore(saved)
         else:
             self._enter_stages(state.global_step, kwargs.get("lr_scheduler"))
+        if self.masks:
+            self._sparsify(args, kwargs["model"])
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -175,6 +190,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         if self._enter_stages(state.global_step, kwargs.get("lr_scheduler")):
+            self._sparsify(args, kwargs["model"])
             # Only pruned models may compete from here on.
             state.best_metric = None
             state.best_model_checkpoint = None
@@ -204,6 +220,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        densify(kwargs["model"])
         if not self.masks:
             warnings.warn(
                 f"training ended at step {state.global_step}, before the pruning at step "
@@ -263,6 +280,14 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
             self._before = {}
         self._history["norms"]["after_prune"] = norm_summary(pruner)
         self._history["pruned"] = pruned_fractions(pruner)
+
+    def _sparsify(self, args: TrainingArguments, model: torch.nn.Module) -> None:
+        if self.sparse is True:
+            sparsify(model, self.pruner)
+        elif self.sparse == "auto" and not (args.bf16 or args.fp16):
+            parameters = [self.pruner.parameter(m) for m in self.pruner.matrices]
+            if all(p.device.type == "cpu" and p.dtype == torch.float32 for p in parameters):
+                sparsify(model, self.pruner, min_sparsity=_WORTHWHILE)
 
     def _set_strength(self, step: int) -> None:
         self.pruner.strength = self._full_strength * self.stage_steps.strength_factor(step)

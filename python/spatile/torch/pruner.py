@@ -130,6 +130,10 @@ class Pruner:
         """The (out, in) view of a planned matrix in its parameter's memory, detached."""
         return weight_view(self._parameters[matrix.parameter], matrix)
 
+    def parameter(self, matrix: PlannedMatrix) -> nn.Parameter:
+        """The parameter that holds a planned matrix, whole or as a part."""
+        return self._parameters[matrix.parameter]
+
     def norms(self) -> dict[str, torch.Tensor]:
         """Matrix name → L2 norms of its groups, float32."""
         return {m.name: ops.group_norms(self.weight(m), pattern=m.pattern) for m in self._matrices}
