@@ -41,6 +41,10 @@ typedef struct spt_encoder_model {
   const float *norm_weight, *norm_bias; /* (width), after the embeddings */
   float norm_eps;
   const spt_encoder_layer *layers;
+  /* What products are done in. With SPT_BF16 weights and what meets them are rounded to bfloat16,
+   * sums and all else stay float32; there is no CSR then, and head_dim, q_row, k_row and the lowest
+   * v_row are even. */
+  spt_dtype compute;
 } spt_encoder_model;
 
 /* Sequence i is tokens [offsets[i], offsets[i + 1]). hidden: (tokens, width) float32, or with

@@ -75,7 +75,7 @@ typedef struct spt_device spt_device;
 
 spt_device *spt_cpu_device(void); /* the built-in one; never NULL, never freed */
 
-/* CPU tier: "scalar", "avx2", "avx512". Selecting one that this CPU or build lacks is an error. */
+/* CPU tier: "scalar", "avx2", "avx512", "avx512_bf16", "amx_bf16". Selecting one that this CPU or build lacks is an error. */
 const char *spt_cpu_tier_name(void);
 const char *spt_cpu_tier_reason(void); /* why this tier was chosen, for a human */
 int spt_cpu_tier_count(void);

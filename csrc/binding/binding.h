@@ -58,6 +58,9 @@ SPT_PY_DECLARE(attention_backward);
 SPT_PY_DECLARE(strips);
 SPT_PY_DECLARE(csr);
 
+/* The strips' values go, and their shape stays: for an encoder that keeps weights in another form. */
+void spt_py_drop_values(PyObject *capsule);
+
 /* Adds the type Encoder (encoder.c). */
 int spt_py_add_encoder(PyObject *module);
 

@@ -98,18 +98,31 @@ static int layer_of(PyObject *fields, int64_t width, spt_encoder_layer *l) {
   return 0;
 }
 
+/* An encoder in bfloat16 has made its own copies of a layer's matrices. */
+static void drop_float32(PyObject *layer) {
+  static const int matrices[] = {0, 2, 4, 6};
+  for (int i = 0; i < 4; i++) {
+    PyObject *capsule = PyTuple_GET_ITEM(layer, matrices[i]);
+    if (capsule != Py_None) {
+      spt_py_drop_values(capsule);
+    }
+  }
+}
+
 static int64_t rows_of(PyObject *table, int64_t width) {
   return width > 0 ? PyArray_SIZE((PyArrayObject *)table) / width : 0;
 }
 
-/* Encoder(width, norm_eps, (word, position, type or None, norm weight, norm bias), [layer, ...]) */
+/* Encoder(width, norm_eps, (word, position, type or None, norm weight, norm bias), [layer, ...],
+ *         bf16) */
 static PyObject *encoder_new(PyTypeObject *type, PyObject *args, PyObject *keywords) {
   (void)keywords;
   long long width;
   double eps;
   PyObject *tables, *layers;
-  if (!PyArg_ParseTuple(args, "LdO!O!", &width, &eps, &PyTuple_Type, &tables, &PyList_Type,
-                        &layers)) {
+  int bf16;
+  if (!PyArg_ParseTuple(args, "LdO!O!p", &width, &eps, &PyTuple_Type, &tables, &PyList_Type,
+                        &layers, &bf16)) {
     return NULL;
   }
   if (PyTuple_GET_SIZE(tables) != 5) {
@@ -122,7 +135,8 @@ static PyObject *encoder_new(PyTypeObject *type, PyObject *args, PyObject *keywo
   }
   PyObject **t = &PyTuple_GET_ITEM(tables, 0);
   Py_ssize_t n = PyList_GET_SIZE(layers);
-  spt_encoder_model model = {.width = width, .n_layers = n, .norm_eps = (float)eps};
+  spt_encoder_model model = {
+      .width = width, .n_layers = n, .norm_eps = (float)eps, .compute = bf16 ? SPT_BF16 : SPT_F32};
   spt_error err;
   self->width = width;
   self->owner = Py_BuildValue("(ON)", tables, PyList_AsTuple(layers));
@@ -154,6 +168,9 @@ static PyObject *encoder_new(PyTypeObject *type, PyObject *args, PyObject *keywo
   if (status != SPT_OK) {
     Py_DECREF(self);
     return spt_py_raise(status, &err);
+  }
+  for (Py_ssize_t i = 0; bf16 && i < n; i++) {
+    drop_float32(PyTuple_GET_ITEM(PyTuple_GET_ITEM(self->owner, 1), i));
   }
   return (PyObject *)self;
 }

@@ -4,6 +4,7 @@
 #include "numpy_api.h"
 
 #define MAX_ARRAYS 6
+#define VALUES 4 /* of strips, among the arrays */
 
 typedef struct packed {
   union {
@@ -106,6 +107,12 @@ static PyObject *wrap(packed *p, const char *name, const char *fault) {
     Py_XINCREF(p->arrays[i]);
   }
   return capsule;
+}
+
+void spt_py_drop_values(PyObject *capsule) {
+  packed *p = PyCapsule_GetPointer(capsule, SPT_PY_STRIPS);
+  p->weight.strips.values = NULL;
+  Py_CLEAR(p->arrays[VALUES]);
 }
 
 /* strips(out, in, run_ptr, value_ptr, run_start, run_len, values, rows or None) */

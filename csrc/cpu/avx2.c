@@ -1,8 +1,8 @@
 /* The AVX2 tier (with FMA and F16C): registers of 8 floats, two to a panel's row. */
 #include "simd/panel.h"
+#include "simd/linear.h"
 #include "simd/attention.h"
 #include "simd/attention_backward.h"
-#include "simd/linear.h"
 #include "simd/linear_backward.h"
 #include "simd/csr.h"
 #include "simd/rows.h"

@@ -1,8 +1,8 @@
 /* The AVX-512 tier (F, BW, VL, DQ): registers of 16 floats, one to a panel's row. */
 #include "simd/panel.h"
+#include "simd/linear.h"
 #include "simd/attention.h"
 #include "simd/attention_backward.h"
-#include "simd/linear.h"
 #include "simd/linear_backward.h"
 #include "simd/csr.h"
 #include "simd/rows.h"

@@ -12,7 +12,7 @@
 #include "tier.h"
 
 static struct {
-  const spt_cpu_tier *runnable[4]; /* slowest first */
+  const spt_cpu_tier *runnable[8]; /* slowest first */
   int count;
   _Atomic(const spt_cpu_tier *) in_use;
   char reason[160];
@@ -37,6 +37,9 @@ static void initialise(void) {
   }
   if (cpu.avx512) {
     tiers.runnable[tiers.count++] = &spt_cpu_tier_avx512;
+  }
+  if (cpu.avx512_bf16) {
+    tiers.runnable[tiers.count++] = &spt_cpu_tier_avx512_bf16;
   }
 #endif
   const spt_cpu_tier *best = tiers.runnable[tiers.count - 1];

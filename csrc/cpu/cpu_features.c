@@ -6,6 +6,8 @@
 #include <cpuid.h>
 #include <stdint.h>
 
+#define AVX512_BF16 (1u << 5) /* of leaf 7, subleaf 1, EAX; older compilers don't name it */
+
 static uint64_t enabled_state(void) {
   uint32_t low, high;
   __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
@@ -27,6 +29,9 @@ spt_cpu_features spt_cpu_detect(void) {
   found.avx2 = ymm && fma && f16c && (b & bit_AVX2);
   found.avx512 = found.avx2 && zmm && (b & bit_AVX512F) && (b & bit_AVX512BW) &&
                  (b & bit_AVX512VL) && (b & bit_AVX512DQ);
+  if (__get_cpuid_count(7, 1, &a, &b, &c, &d)) {
+    found.avx512_bf16 = found.avx512 && (a & AVX512_BF16);
+  }
   return found;
 }
 #else

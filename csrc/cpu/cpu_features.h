@@ -3,7 +3,7 @@
 #include <stdbool.h>
 
 typedef struct spt_cpu_features {
-  bool avx2, avx512;
+  bool avx2, avx512, avx512_bf16;
 } spt_cpu_features;
 
 spt_cpu_features spt_cpu_detect(void);

@@ -19,7 +19,9 @@ static void multiply_block(void *context, int64_t task, int worker) {
   int64_t panel_end = spt_min(panel + BLOCK_PANELS, job->n_panels);
   int64_t unit = job->begin + task % job->blocks * BLOCK_UNITS;
   int64_t unit_end = spt_min(unit + BLOCK_UNITS, job->end);
-  if (job->p->strips != NULL) {
+  if (job->p->strips_bf16 != NULL) {
+    job->p->strips_bf16->tier->panel_linear_bf16(job->p, unit, unit_end, panel, panel_end);
+  } else if (job->p->strips != NULL) {
     job->tier->panel_linear(job->p, unit, unit_end, panel, panel_end);
   } else {
     job->tier->panel_csr(job->p, unit * SPT_STRIP, spt_min(unit_end * SPT_STRIP, job->p->csr->out),
@@ -28,6 +30,9 @@ static void multiply_block(void *context, int64_t task, int worker) {
 }
 
 int64_t spt_product_units(const spt_panel_product *p) {
+  if (p->strips_bf16 != NULL) {
+    return p->strips_bf16->shape.n_strips;
+  }
   return p->strips != NULL ? p->strips->n_strips : spt_ceil_div(p->csr->out, SPT_STRIP);
 }
 

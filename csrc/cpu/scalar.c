@@ -1,8 +1,8 @@
 /* The scalar tier: every kernel as its definition reads, compiled without vectorisation. It is what
  * another processor family runs, and the second oracle of the tests. */
+#include "scalar/linear.h"
 #include "scalar/attention.h"
 #include "scalar/attention_backward.h"
-#include "scalar/linear.h"
 #include "scalar/linear_backward.h"
 #include "scalar/csr.h"
 #include "scalar/rows.h"

@@ -14,14 +14,33 @@
 
 #define SPT_LANES 16
 
-/* y = act(w · x + bias) + residual on panels, w being strips or CSR. Panel p of x starts at
- * x + p * x_stride, and so on. */
+/* In bfloat16 there are two kinds of panels. In a *pair* panel features 2 p and 2 p + 1 lie side by
+ * side, which is how products contract over them: feature f of lane l at
+ * panel[(f / 2 * 16 + l) * 2 + f % 2]. A *row* panel is laid out like the float32 one. In both, row f
+ * starts 16 f elements from the panel's start where f is even. */
+
+/* Strips whose input columns go in pairs: shape's runs and value_ptr count pairs, its values are NULL.
+ * A kept pair holds 16 rows of two weights; `values` is in the order that the tier chose (bf16.h). */
+typedef struct spt_strips_bf16 {
+  spt_strips shape;
+  const uint16_t *values;
+  const struct spt_cpu_tier *tier; /* whose panel_linear_bf16 reads it */
+} spt_strips_bf16;
+
+/* y = act(w · x + bias) + residual on panels, w being one of strips, CSR and strips in bfloat16.
+ * Panel p of x starts at x + p * x_stride, and so on; strides are in elements. */
 typedef struct spt_panel_product {
   const spt_strips *strips;
   const spt_csr *csr;
-  const float *x, *bias, *residual; /* bias by output row; bias and residual may be NULL */
+  const spt_strips_bf16 *strips_bf16;
+  const float *x;
+  const uint16_t *x_pairs;      /* instead of x for strips_bf16; features beyond w's are zero */
+  const float *bias, *residual; /* bias by output row; bias and residual may be NULL */
   float *y;
-  int64_t x_stride, y_stride, residual_stride; /* floats from panel to panel */
+  /* Instead of y, for strips_bf16: rows before pair_rows (even) as pairs, the others as rows. */
+  uint16_t *y_bf16;
+  int64_t pair_rows;
+  int64_t x_stride, y_stride, residual_stride;
   spt_activation activation;
 } spt_panel_product;
 
@@ -44,9 +63,12 @@ typedef struct spt_attention_dropout {
  * other keys nor the other lanes count, whatever they hold, and nothing is written to other lanes: so
  * blocks that share a panel may run at the same time. A query that sees no key gives 0, lse -inf. */
 typedef struct spt_attention_block {
-  const float *q;             /* (d, 16) */
-  const float *k, *v;         /* panels (d, 16), (dv, 16) */
-  int64_t k_stride, v_stride; /* floats from panel to panel */
+  const float *q;     /* (d, 16) */
+  const float *k, *v; /* panels (d, 16), (dv, 16) */
+  /* Instead of these three, in bfloat16: pair, pair and row panels. Then d is even, and
+   * probabilities are rounded before they meet v. */
+  const uint16_t *q_pairs, *k_pairs, *v_rows;
+  int64_t k_stride, v_stride; /* elements from panel to panel */
   int64_t d, dv;
   int64_t key_begin, key_end;
   int lane_begin, lane_end;
@@ -59,7 +81,9 @@ typedef struct spt_attention_block {
   float *scratch;                       /* spt_attention_scratch() floats */
   float *out;                           /* (dv, 16) */
   bool accumulate;                      /* add to out instead of writing it */
-  float *lse;                           /* (16) or NULL */
+  uint16_t *out_pairs; /* instead of out: a pair panel, where the results are features */
+  int64_t out_feature; /* [out_feature, out_feature + dv) */
+  float *lse;          /* (16) or NULL */
   /* (key_end - key_begin, 16) or NULL: each lane's probabilities are added; a key's importance is
    * the sum of its 16. Rows are then kept whole. */
   float *token_importance;
@@ -121,6 +145,17 @@ typedef struct spt_cpu_tier {
   void (*panel_csr)(const spt_panel_product *, int64_t row_begin, int64_t row_end,
                     int64_t panel_begin, int64_t panel_end);
 
+  /* The same for strips_bf16; bf16_granule is what its runs' ends are multiples of, in pairs. */
+  void (*panel_linear_bf16)(const spt_panel_product *, int64_t strip_begin, int64_t strip_end,
+                            int64_t panel_begin, int64_t panel_end);
+  int bf16_granule;
+  bool
+      bf16_by_rows; /* values in blocks of 16 rows by up to 16 pairs, row after row; else pair after
+                        pair, each with its 16 rows */
+  bool bf16_native; /* the processor multiplies bfloat16 itself */
+  /* A float32 panel as pairs; an odd last feature gets a zero beside it. */
+  void (*panel_narrow)(uint16_t *pairs, const float *panel, int64_t features);
+
   /* dw (columns of the strip, 16) += Σ over tokens of x · gᵀ. x: rows of w->in features, x_row floats
    * apart; g (tokens, 16): the strip's 16 rows. */
   void (*strip_gradient)(const spt_strips *w, int64_t strip, const float *x, int64_t x_row,
@@ -164,5 +199,6 @@ const spt_cpu_tier *spt_cpu_tier_in_use(void);
 extern const spt_cpu_tier spt_cpu_tier_scalar;
 extern const spt_cpu_tier spt_cpu_tier_avx2;
 extern const spt_cpu_tier spt_cpu_tier_avx512;
+extern const spt_cpu_tier spt_cpu_tier_avx512_bf16;
 
 #endif

@@ -2,7 +2,9 @@
  * initializer is no program that could be formatted. */
 /* clang-format off */
 .panel_pack = panel_pack, .panel_unpack = panel_unpack, .panel_linear = panel_linear,
-.panel_csr = panel_csr, .strip_gradient = strip_gradient,
+.panel_linear_bf16 = panel_linear_bf16, .panel_narrow = panel_narrow, .bf16_granule = 1,
+.panel_csr = panel_csr,
+.strip_gradient = strip_gradient,
 .panel_layer_norm = panel_layer_norm,
 .load_row = load_row, .store_row = store_row, .softmax_row = softmax_row,
 .layer_norm_row = layer_norm_row, .activate_row = activate_row, .add_row = add_row,

@@ -108,6 +108,35 @@ static spt_status check_layer(const spt_encoder_layer *l, int64_t layer, int64_t
   return SPT_OK;
 }
 
+static bool is_even(const spt_encoder_layer *l) {
+  int32_t v_row = 0;
+  for (int32_t h = 0; h < l->n_heads; h++) {
+    v_row = h == 0 || l->v_row[h] < v_row ? l->v_row[h] : v_row;
+    if (l->q_row[h] % 2 != 0 || l->k_row[h] % 2 != 0) {
+      return false;
+    }
+  }
+  return l->head_dim % 2 == 0 && v_row % 2 == 0;
+}
+
+/* bfloat16 contracts over pairs of features. */
+static spt_status check_bf16(const spt_encoder_layer *l, int64_t layer, spt_error *err) {
+  const spt_encoder_matrix *matrices[] = {&l->qkv, &l->o, &l->up, &l->down};
+  for (int i = 0; i < 4; i++) {
+    if (matrices[i]->csr != NULL) {
+      return spt_fail(err, SPT_INVALID_VALUE,
+                      "encoder: layer %lld: a product is CSR, expected strips for bfloat16",
+                      (long long)layer);
+    }
+  }
+  if (!is_even(l)) {
+    return spt_fail(err, SPT_UNSUPPORTED,
+                    "encoder: layer %lld: head_dim is %d, expected an even one for bfloat16",
+                    (long long)layer, (int)l->head_dim);
+  }
+  return SPT_OK;
+}
+
 spt_status spt_encoder_create(spt_device *device, const spt_encoder_model *model, spt_encoder **out,
                               spt_error *err) {
   if (model->width < 1) {
@@ -121,8 +150,15 @@ spt_status spt_encoder_create(spt_device *device, const spt_encoder_model *model
                     (long long)model->vocabulary, (long long)model->positions,
                     (long long)model->types);
   }
+  if (model->compute != SPT_F32 && model->compute != SPT_BF16) {
+    return spt_fail(err, SPT_INVALID_VALUE, "encoder: compute is %s, expected float32 or bfloat16",
+                    spt_dtype_name(model->compute));
+  }
   for (int64_t i = 0; i < model->n_layers; i++) {
     SPT_TRY(check_layer(&model->layers[i], i, model->width, err));
+    if (model->compute == SPT_BF16) {
+      SPT_TRY(check_bf16(&model->layers[i], i, err));
+    }
   }
   SPT_TRY(spt_check_slot("encoder", device, device->backend->encoder_create != NULL, err));
   spt_encoder *encoder = calloc(1, sizeof *encoder);

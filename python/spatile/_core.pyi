@@ -81,7 +81,13 @@ def csr(out: int, in_: int, row_ptr: Any, col: Any, values: Any, /) -> object: .
 
 class Encoder:
     def __new__(
-        cls, width: int, norm_eps: float, tables: tuple[Any, ...], layers: list[tuple[Any, ...]], /
+        cls,
+        width: int,
+        norm_eps: float,
+        tables: tuple[Any, ...],
+        layers: list[tuple[Any, ...]],
+        bf16: bool,
+        /,
     ) -> Encoder: ...
     def forward(
         self, offsets: Any, ids: Any, positions: Any, types: Any, first_only: bool, hidden: Any, /

@@ -107,6 +107,22 @@ def prune(model: PreTrainedModel, plan: Plan, seed: int = 0) -> None:
         state[m.parameter].mul_(torch.from_numpy(keep))
 
 
+def plans(model: PreTrainedModel) -> dict[str, Plan]:
+    """One plan of each kind."""
+    width = model.config.hidden_size // model.config.num_attention_heads
+    return {
+        "tile": Plan.uniform("tile", 0.8),
+        "tile of other size": Plan.uniform("tile:8x24", 0.5),
+        "row": Plan.uniform("row", 0.5),
+        "column": Plan.uniform("column", 0.5),
+        "element, sparse": Plan.uniform("element", 0.9),
+        "element, dense": Plan.uniform("element", 0.3),
+        "head": Plan.uniform(f"head:{width}", 0.5, targets=[r"re:\.(query|key|value|[qkv]_lin)$"]),
+        "attention-aware": Plan.attention_aware(model.config, 0.7, precompute=False),
+        "merged": Plan.attention_aware(model.config, 0.7, precompute=True),
+    }
+
+
 def torch_logits(
     model: PreTrainedModel, ids: list[list[int]], types: list[list[int]]
 ) -> np.ndarray:

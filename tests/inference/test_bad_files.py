@@ -179,7 +179,7 @@ def test_bad_calls(folder: Path) -> None:
         encoder.predict(TEXTS, batch_size=0)
     with pytest.raises(NotImplementedError, match="device is 'cuda'"):
         Encoder.load(folder, device="cuda")
-    with pytest.raises(NotImplementedError, match="compute is 'int8'"):
+    with pytest.raises(ValueError, match="compute is 'int8'"):
         Encoder.load(folder, compute="int8")
 
 

@@ -12,24 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification
 
-import spatile as sp
 from spatile.inference import Encoder
 from spatile.sparsity import Plan
 
-from .conftest import PAIRS, TEXTS, make_model, prune, save, torch_logits
+from .conftest import PAIRS, TEXTS, make_model, plans, prune, save, torch_logits
 
 TOLERANCE = 1e-4
 
 
-@pytest.fixture(params=sp.info()["cpu"]["tiers"])
-def tier(request):
-    before = sp.info()["cpu"]["tier"]
-    sp.device._set_cpu_tier(request.param)
-    yield request.param
-    sp.device._set_cpu_tier(before)
-
-
-def test_dense_logits_equal_transformers(family: str, tmp_path: Path, tier: str) -> None:
+@pytest.mark.usefixtures("cpu_tier")
+def test_dense_logits_equal_transformers(family: str, tmp_path: Path) -> None:
     model = make_model(family)
     encoder = Encoder.load(save(model, tmp_path))
     ids, types = encoder.tokenize(TEXTS, PAIRS)
@@ -63,21 +55,6 @@ def test_real_weights_give_the_hidden_states_of_transformers() -> None:
         with torch.no_grad():
             expected = model(torch.tensor([row])).last_hidden_state[0].numpy()
         np.testing.assert_allclose(encoded[i], expected, atol=TOLERANCE, rtol=0)
-
-
-def plans(model) -> dict[str, Plan]:
-    width = model.config.hidden_size // model.config.num_attention_heads
-    return {
-        "tile": Plan.uniform("tile", 0.8),
-        "tile of other size": Plan.uniform("tile:8x24", 0.5),
-        "row": Plan.uniform("row", 0.5),
-        "column": Plan.uniform("column", 0.5),
-        "element, sparse": Plan.uniform("element", 0.9),
-        "element, dense": Plan.uniform("element", 0.3),
-        "head": Plan.uniform(f"head:{width}", 0.5, targets=[r"re:\.(query|key|value|[qkv]_lin)$"]),
-        "attention-aware": Plan.attention_aware(model.config, 0.7, precompute=False),
-        "merged": Plan.attention_aware(model.config, 0.7, precompute=True),
-    }
 
 
 @pytest.mark.parametrize("name", list(plans(make_model("bert"))))

@@ -1,6 +1,7 @@
 /* attention_block: one query after the other, its whole row of scores in a chunk at a time. */
 #include <math.h>
 
+#include "../half.h"
 #include "../philox.h"
 #include "../tier.h"
 
@@ -8,16 +9,31 @@ struct lane_softmax {
   float top, sum; /* running maximum and sum of exp(score - top) */
 };
 
+/* Feature f of the query in a lane, of key j, and of its value. */
+static float query_feature(const spt_attention_block *b, int lane, int64_t f) {
+  return b->q_pairs != NULL ? spt_float_of_bf16(b->q_pairs[pair_index(f, lane)])
+                            : b->q[f * SPT_LANES + lane];
+}
+static float key_feature(const spt_attention_block *b, int64_t j, int64_t f) {
+  int64_t key = b->key_begin + j, panel = key / SPT_LANES * b->k_stride;
+  return b->k_pairs != NULL
+             ? spt_float_of_bf16(b->k_pairs[panel + pair_index(f, (int)(key % SPT_LANES))])
+             : b->k[panel + f * SPT_LANES + key % SPT_LANES];
+}
+static float value_feature(const spt_attention_block *b, int64_t j, int64_t f) {
+  int64_t key = b->key_begin + j;
+  int64_t at = key / SPT_LANES * b->v_stride + f * SPT_LANES + key % SPT_LANES;
+  return b->v_rows != NULL ? spt_float_of_bf16(b->v_rows[at]) : b->v[at];
+}
+
 static float lane_score(const spt_attention_block *b, int lane, int64_t j) {
   int64_t shift = lane - b->lane_begin;
   if (j < b->first_key + shift || j > b->last_key + shift) {
     return -INFINITY;
   }
-  int64_t key = b->key_begin + j;
-  const float *k = b->k + key / SPT_LANES * b->k_stride + key % SPT_LANES;
   float score = 0.0f;
   for (int64_t f = 0; f < b->d; f++) {
-    score += b->scale * b->q[f * SPT_LANES + lane] * k[f * SPT_LANES];
+    score += b->scale * query_feature(b, lane, f) * key_feature(b, j, f);
   }
   if (b->added != NULL) {
     float added = b->added[j * SPT_LANES + lane];
@@ -62,8 +78,12 @@ static void lane_finish(const spt_attention_block *b, int lane, const float *sum
   float magnitude = 0.0f;
   for (int64_t f = 0; f < b->dv; f++) {
     float value = s->sum == 0.0f ? 0.0f : sum_v[f] * inverse;
-    float *out = b->out + f * SPT_LANES + lane;
-    *out = b->accumulate ? *out + value : value;
+    if (b->out_pairs != NULL) {
+      b->out_pairs[pair_index(b->out_feature + f, lane)] = spt_bf16_of_float(value);
+    } else {
+      float *out = b->out + f * SPT_LANES + lane;
+      *out = b->accumulate ? *out + value : value;
+    }
     magnitude += fabsf(value);
   }
   if (b->lse != NULL) {
@@ -93,10 +113,8 @@ static void attention_block(const spt_attention_block *b) {
         lane_drop(b, lane, begin, end, p);
       }
       for (int64_t j = begin; j < end; j++) {
-        int64_t key = b->key_begin + j;
-        const float *v = b->v + key / SPT_LANES * b->v_stride + key % SPT_LANES;
         for (int64_t f = 0; f < b->dv; f++) {
-          sum_v[f] += p[j - begin] * v[f * SPT_LANES];
+          sum_v[f] += p[j - begin] * value_feature(b, j, f);
         }
       }
     }

@@ -34,6 +34,29 @@ static inline __attribute__((always_inline)) void add_product(vec (*sum)[VECS], 
   }
 }
 
+/* The same in pairs of bfloat16: a's strides and n count pairs. Bits of a outside `mask` are 0. */
+static inline __attribute__((always_inline)) void add_pair_product(vec (*sum)[VECS],
+                                                                   const uint16_t *a, int64_t row,
+                                                                   int64_t step, int32_t mask,
+                                                                   const uint16_t *x, int64_t n,
+                                                                   const int rows) {
+  for (int64_t k = 0; k < n; k++) {
+    vec_int xs[VECS];
+#pragma GCC unroll 2
+    for (int v = 0; v < VECS; v++) {
+      xs[v] = vec_load_pairs(x + (k * SPT_LANES + v * VEC_WIDTH) * 2);
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; r++) {
+      vec_int broadcast = vec_set_pair(a + (r * row + k * step) * 2) & mask;
+#pragma GCC unroll 2
+      for (int v = 0; v < VECS; v++) {
+        sum[r][v] = vec_dot_bf16(sum[r][v], xs[v], broadcast);
+      }
+    }
+  }
+}
+
 static inline vec vec_select(vec_int mask, vec a, vec b) {
   return (vec)(((vec_int)a & mask) | ((vec_int)b & ~mask));
 }
@@ -47,11 +70,8 @@ static inline void vec_store_lanes(float *p, vec_int mask, vec value) {
 #endif
 }
 
-static inline __attribute__((always_inline)) void score_rows(float *out, const float *k,
-                                                             const float *q, int64_t d,
+static inline __attribute__((always_inline)) void store_rows(float *out, vec (*sum)[VECS],
                                                              const int rows) {
-  vec sum[ATTENTION_ROWS][VECS] = {0};
-  add_product(sum, k, 1, SPT_LANES, q, d, rows);
 #pragma GCC unroll 16
   for (int r = 0; r < rows; r++) {
 #pragma GCC unroll 2
@@ -59,6 +79,30 @@ static inline __attribute__((always_inline)) void score_rows(float *out, const f
       vec_store(out + r * SPT_LANES + v * VEC_WIDTH, sum[r][v]);
     }
   }
+}
+
+static inline __attribute__((always_inline)) void score_rows(float *out, const float *k,
+                                                             const float *q, int64_t d,
+                                                             const int rows) {
+  vec sum[ATTENTION_ROWS][VECS] = {0};
+  add_product(sum, k, 1, SPT_LANES, q, d, rows);
+  store_rows(out, sum, rows);
+}
+
+/* Scaled here: q could not be scaled beforehand without rounding it once more. */
+static inline __attribute__((always_inline)) void score_pair_rows(float *out, const uint16_t *k,
+                                                                  const uint16_t *q, int64_t d,
+                                                                  float scale, const int rows) {
+  vec sum[ATTENTION_ROWS][VECS] = {0};
+  add_pair_product(sum, k, 1, SPT_LANES, -1, q, d / 2, rows);
+#pragma GCC unroll 16
+  for (int r = 0; r < rows; r++) {
+#pragma GCC unroll 2
+    for (int v = 0; v < VECS; v++) {
+      sum[r][v] *= vec_set(scale);
+    }
+  }
+  store_rows(out, sum, rows);
 }
 
 /* out (16 keys, 16 queries) = kT q for one panel of keys. */
@@ -72,11 +116,47 @@ static inline void score_tile(float *out, const float *k, const float *q, int64_
 #endif
 }
 
-/* Keys [begin, end) of the panels at v, and their weights p (end - begin, 16). */
+static inline void score_pair_tile(float *out, const uint16_t *k, const uint16_t *q, int64_t d,
+                                   float scale) {
+  int key = 0;
+  for (; key + ATTENTION_ROWS <= SPT_LANES; key += ATTENTION_ROWS) {
+    score_pair_rows(out + key * SPT_LANES, k + 2 * key, q, d, scale, ATTENTION_ROWS);
+  }
+#if SPT_LANES % ATTENTION_ROWS == 4
+  score_pair_rows(out + key * SPT_LANES, k + 2 * key, q, d, scale, 4);
+#endif
+}
+
+/* Keys [begin, end) of the panels at v, and their weights p (end - begin, 16). Or, in bfloat16,
+ * v_rows and p_pairs, whose pairs begin at the even key at or before `begin`. */
 typedef struct weighted_keys {
   const float *v, *p;
+  const uint16_t *v_rows, *p_pairs;
   int64_t v_stride, begin, end;
 } weighted_keys;
+
+/* A pair that `begin` or `end` cuts through counts by half, whatever the other half holds. */
+static inline __attribute__((always_inline)) void add_pair_keys(vec (*sum)[VECS],
+                                                                const weighted_keys *w,
+                                                                int64_t feature, const int rows) {
+  int64_t first = w->begin & ~(int64_t)1;
+  for (int64_t key = first; key < w->end;) {
+    const uint16_t *v =
+        w->v_rows + key / SPT_LANES * w->v_stride + feature * SPT_LANES + key % SPT_LANES;
+    const uint16_t *p = w->p_pairs + (key - first) * SPT_LANES;
+    if (key < w->begin || key + 1 == w->end) {
+      int32_t mask =
+          (key < w->begin ? (int32_t)0xffff0000 : -1) & (key + 1 == w->end ? 0xffff : -1);
+      add_pair_product(sum, v, SPT_LANES / 2, 1, mask, p, 1, rows);
+      key += 2;
+      continue;
+    }
+    int64_t room = SPT_LANES - key % SPT_LANES, left = (w->end - key) & ~(int64_t)1;
+    int64_t n = room < left ? room : left;
+    add_pair_product(sum, v, SPT_LANES / 2, 1, -1, p, n / 2, rows);
+    key += n;
+  }
+}
 
 static inline __attribute__((always_inline)) void feature_sums(float *to, const weighted_keys *w,
                                                                int64_t feature, const vec *rescale,
@@ -90,20 +170,17 @@ static inline __attribute__((always_inline)) void feature_sums(float *to, const 
       sum[r][v] = rescale != NULL ? vec_load(at) * rescale[v] : vec_set(0.0f);
     }
   }
-  for (int64_t key = w->begin; key < w->end;) {
+  if (w->v_rows != NULL) {
+    add_pair_keys(sum, w, feature, rows);
+  }
+  for (int64_t key = w->v_rows != NULL ? w->end : w->begin; key < w->end;) {
     int64_t lane = key % SPT_LANES;
     int64_t n = SPT_LANES - lane < w->end - key ? SPT_LANES - lane : w->end - key;
     const float *v = w->v + key / SPT_LANES * w->v_stride + feature * SPT_LANES + lane;
     add_product(sum, v, SPT_LANES, 1, w->p + (key - w->begin) * SPT_LANES, n, rows);
     key += n;
   }
-#pragma GCC unroll 16
-  for (int r = 0; r < rows; r++) {
-#pragma GCC unroll 2
-    for (int v = 0; v < VECS; v++) {
-      vec_store(to + (feature + r) * SPT_LANES + v * VEC_WIDTH, sum[r][v]);
-    }
-  }
+  store_rows(to + feature * SPT_LANES, sum, rows);
 }
 
 /* to (features, 16) = to * rescale + v p; rescale NULL: to = v p. */
@@ -250,14 +327,36 @@ static void add_token_importance(const spt_attention_block *b, const float *p, i
   }
 }
 
+/* Scores of the panels [panel, panel_end) of keys, whole panels one after the other. */
+static void score_panels(const spt_attention_block *b, const float *q, float *scores, int64_t panel,
+                         int64_t panel_end) {
+  for (int64_t i = panel; i < panel_end; i++, scores += SPT_LANES * SPT_LANES) {
+    if (b->k_pairs != NULL) {
+      score_pair_tile(scores, b->k_pairs + i * b->k_stride, b->q_pairs, b->d, b->scale);
+    } else {
+      score_tile(scores, b->k + i * b->k_stride, q, b->d);
+    }
+  }
+}
+
+/* p (n, 16), whose first row is key `key`, as pairs in its own place: pairs begin at an even key, so
+ * the row before an odd one becomes zero, and so does the row after an odd end. Both rows exist, for
+ * scores come in whole panels. */
+static const uint16_t *narrow_probabilities(float *p, int64_t key, int64_t n) {
+  float *first = p - key % 2 * SPT_LANES;
+  int64_t rows = n + key % 2;
+  for (int i = 0; i < SPT_LANES; i++) {
+    first[i] = key % 2 != 0 ? 0.0f : first[i];
+  }
+  panel_narrow((uint16_t *)first, first, rows);
+  return (const uint16_t *)first;
+}
+
 /* Keys [begin, end) of the sequence; scores has room for their panels. */
 static void attend_chunk(const spt_attention_block *b, const float *q, float *sum_v, float *scores,
                          int64_t begin, int64_t end, softmax_state *s, bool first) {
   int64_t key = b->key_begin + begin, n = end - begin;
-  int64_t panel = key / SPT_LANES, panel_end = (key + n + SPT_LANES - 1) / SPT_LANES;
-  for (int64_t i = panel; i < panel_end; i++) {
-    score_tile(scores + (i - panel) * SPT_LANES * SPT_LANES, b->k + i * b->k_stride, q, b->d);
-  }
+  score_panels(b, q, scores, key / SPT_LANES, (key + n + SPT_LANES - 1) / SPT_LANES);
   float *p = scores + key % SPT_LANES * SPT_LANES;
   visible_keys seen =
       visible_in(b->first_key - b->lane_begin, b->last_key - b->lane_begin, begin, end);
@@ -274,20 +373,52 @@ static void attend_chunk(const spt_attention_block *b, const float *q, float *su
     drop(p, begin, end, b->dropout, b->query - b->lane_begin);
   }
   weighted_keys w = {.v = b->v, .p = p, .v_stride = b->v_stride, .begin = key, .end = key + n};
+  if (b->v_rows != NULL) {
+    w.v_rows = b->v_rows;
+    w.p_pairs = narrow_probabilities(p, key, n);
+  }
   weighted_sums(sum_v, &w, b->dv, first ? NULL : rescale);
 }
 
-static void finish_block(const spt_attention_block *b, const float *sum_v, const softmax_state *s) {
+/* value of the lanes of the mask to feature f of the panel of pairs at b->out_pairs. */
+static void store_pair_lanes(const spt_attention_block *b, int64_t f, int v, vec_int lanes,
+                             vec value) {
+  uint16_t half[VEC_WIDTH], *to = b->out_pairs + f / 2 * SPT_LANES * 2 + f % 2;
+  vec_store_bf16(half, value);
+  for (int l = 0; l < VEC_WIDTH; l++) {
+    if (lanes[l]) {
+      to[(v * VEC_WIDTH + l) * 2] = half[l];
+    }
+  }
+}
+
+static void finish_block(const spt_attention_block *b, float *sum_v, const softmax_state *s) {
   float kept_scale = b->dropout != NULL ? b->dropout->kept_scale : 1.0f;
   for (int v = 0; v < VECS; v++) {
     vec_int lanes = lane_mask(b->lane_begin, b->lane_end, v), nothing = s->sum[v] == 0.0f;
     vec inverse = vec_set(kept_scale) / s->sum[v], magnitude = vec_set(0.0f);
     for (int64_t f = 0; f < b->dv; f++) {
-      vec value = vec_load(sum_v + f * SPT_LANES + v * VEC_WIDTH) * inverse;
-      value = (vec)((vec_int)value & ~nothing & lanes);
+      float *from = sum_v + f * SPT_LANES + v * VEC_WIDTH;
+      vec value = (vec)((vec_int)(vec_load(from) * inverse) & ~nothing & lanes);
       magnitude += vec_max(-value, value);
+      if (b->out_pairs != NULL) {
+        vec_store(from, value);
+        continue;
+      }
       float *to = b->out + f * SPT_LANES + v * VEC_WIDTH;
       vec_store_lanes(to, lanes, b->accumulate ? vec_load(to) + value : value);
+    }
+    for (int64_t f = 0; b->out_pairs != NULL && f < b->dv; f++) {
+      const float *from = sum_v + f * SPT_LANES + v * VEC_WIDTH;
+      int64_t to = b->out_feature + f;
+      if (to % 2 == 0 && f + 1 < b->dv) {
+        vec_int pairs = vec_pairs_bf16(vec_load(from), vec_load(from + SPT_LANES));
+        float *at = (float *)(b->out_pairs + to * SPT_LANES + 2 * v * VEC_WIDTH);
+        vec_store_lanes(at, lanes, (vec)pairs);
+        f++;
+      } else {
+        store_pair_lanes(b, to, v, lanes, vec_load(from));
+      }
     }
     if (b->head_importance != NULL) {
       *b->head_importance += vec_sum(magnitude);
@@ -303,7 +434,7 @@ static void finish_block(const spt_attention_block *b, const float *sum_v, const
 
 static void attention_block(const spt_attention_block *b) {
   float *q = b->scratch, *sum_v = q + b->d * SPT_LANES, *scores = sum_v + b->dv * SPT_LANES;
-  for (int64_t i = 0; i < b->d * SPT_LANES; i += VEC_WIDTH) {
+  for (int64_t i = 0; b->q != NULL && i < b->d * SPT_LANES; i += VEC_WIDTH) {
     vec_store(q + i, vec_load(b->q + i) * vec_set(b->scale));
   }
   /* Only keys that some lane sees. */

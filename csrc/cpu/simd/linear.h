@@ -13,21 +13,96 @@
 #define LINEAR_PANELS 1
 #endif
 
+/* Through memory: the epilogue is a loop, and sums indexed by a loop would never be registers. */
+static inline __attribute__((always_inline)) void store_sums(
+    float (*product)[LINEAR_PANELS * SPT_LANES], vec (*sum)[LINEAR_PANELS * VECS],
+    const int panels) {
+#pragma GCC unroll 16
+  for (int r = 0; r < LINEAR_ROWS; r++) {
+#pragma GCC unroll 8
+    for (int v = 0; v < panels * VECS; v++) {
+      vec_store(product[r] + v * VEC_WIDTH, sum[r][v]);
+    }
+  }
+}
+
+/* One register of output row `row`, lanes from `lane` on of panel q. */
+static inline vec finish(const spt_panel_product *p, vec sum, int64_t row, int64_t q, int lane) {
+  vec bias = vec_set(p->bias != NULL ? p->bias[row] : 0.0f);
+  vec y = vec_activate(sum + bias, p->activation);
+  if (p->residual != NULL) {
+    y += vec_load(p->residual + q * p->residual_stride + row * SPT_LANES + lane);
+  }
+  return y;
+}
+
+static void store_bf16(const spt_panel_product *p, int64_t row, int64_t q, int lane, vec y) {
+  uint16_t *panel = p->y_bf16 + q * p->y_stride, half[VEC_WIDTH];
+  if (row >= p->pair_rows) {
+    vec_store_bf16(panel + row * SPT_LANES + lane, y);
+    return;
+  }
+  vec_store_bf16(half, y);
+  for (int l = 0; l < VEC_WIDTH; l++) {
+    panel[(row / 2 * SPT_LANES + lane + l) * 2 + row % 2] = half[l];
+  }
+}
+
+/* From row sums to y: what follows the products of rows [first_row, first_row + LINEAR_ROWS). */
+static void finish_rows(const spt_panel_product *p, const spt_strips *w, int64_t strip,
+                        int first_row, int64_t panel, float (*product)[LINEAR_PANELS * SPT_LANES],
+                        int panels) {
+  for (int r = 0; r < LINEAR_ROWS; r++) {
+    int64_t row = spt_strip_row(w, strip, first_row + r);
+    if (row < 0) {
+      continue;
+    }
+    bool pair = p->y_bf16 != NULL && r + 1 < LINEAR_ROWS && row % 2 == 0 &&
+                row + 1 < p->pair_rows && spt_strip_row(w, strip, first_row + r + 1) == row + 1;
+    for (int v = 0; v < panels * VECS; v++) {
+      int64_t q = panel + v / (VECS);
+      int lane = v % (VECS)*VEC_WIDTH;
+      vec y = finish(p, vec_load(product[r] + v * VEC_WIDTH), row, q, lane);
+      if (p->y_bf16 == NULL) {
+        vec_store(p->y + q * p->y_stride + row * SPT_LANES + lane, y);
+      } else if (pair) {
+        vec odd = finish(p, vec_load(product[r + 1] + v * VEC_WIDTH), row + 1, q, lane);
+        vec_store_pairs(p->y_bf16 + q * p->y_stride + row * SPT_LANES + 2 * lane,
+                        vec_pairs_bf16(y, odd));
+      } else {
+        store_bf16(p, row, q, lane, y);
+      }
+    }
+    r += pair;
+  }
+}
+
 /* The weights of the strip that comes next, fetched during a pass over this one: weights come from
  * memory once, and a pass that waits for them runs at half speed (measured: 105 against 224 GFLOP/s at
  * 32 tokens, 182 against 235 at 128). The processor's own prefetchers start too late. */
-#define PREFETCH_COLUMNS 384 /* at least so far ahead: the strips of a sparse matrix are short */
+#define PREFETCH_STEPS 384 /* at least so far ahead: the strips of a sparse matrix are short */
 
 typedef struct prefetch {
   const char *at;
-  int lines; /* for every 16 columns */
+  int lines; /* for every 16 steps */
 } prefetch;
 
-static inline __attribute__((always_inline)) void add_columns(vec (*sum)[LINEAR_PANELS * VECS],
-                                                              const float *weight, const float *x,
-                                                              int64_t x_stride, int32_t columns,
-                                                              const int panels) {
-  for (int32_t k = columns; k > 0; k--) {
+/* float32 and bfloat16 take the same steps: a kept column of weights, or a kept pair of columns, is
+ * 16 words of 32 bits, and so are a feature, or a pair of features, of a panel. */
+typedef float word __attribute__((may_alias));
+
+typedef struct strip_operands {
+  const spt_panel_product *p;
+  const spt_strips *w; /* in steps */
+  const word *values, *x;
+  int64_t x_stride; /* words */
+} strip_operands;
+
+static inline __attribute__((always_inline)) void add_steps(vec (*sum)[LINEAR_PANELS * VECS],
+                                                            const word *weight, const word *x,
+                                                            int64_t x_stride, int32_t steps,
+                                                            const bool bf16, const int panels) {
+  for (int32_t k = steps; k > 0; k--) {
     vec xs[LINEAR_PANELS * VECS];
 #pragma GCC unroll 8
     for (int v = 0; v < panels * VECS; v++) {
@@ -38,7 +113,8 @@ static inline __attribute__((always_inline)) void add_columns(vec (*sum)[LINEAR_
       vec broadcast = vec_set(weight[r]);
 #pragma GCC unroll 8
       for (int v = 0; v < panels * VECS; v++) {
-        sum[r][v] += broadcast * xs[v];
+        sum[r][v] = bf16 ? vec_dot_bf16(sum[r][v], (vec_int)xs[v], (vec_int)broadcast)
+                         : sum[r][v] + broadcast * xs[v];
       }
     }
     weight += SPT_STRIP;
@@ -46,11 +122,11 @@ static inline __attribute__((always_inline)) void add_columns(vec (*sum)[LINEAR_
   }
 }
 
-static inline __attribute__((always_inline)) void strip_product(const spt_panel_product *p,
+static inline __attribute__((always_inline)) void strip_product(const strip_operands *o,
                                                                 int64_t strip, int first_row,
                                                                 int64_t panel, prefetch next,
-                                                                const int panels) {
-  const spt_strips *w = p->strips;
+                                                                const bool bf16, const int panels) {
+  const spt_strips *w = o->w;
   vec sum[LINEAR_ROWS][LINEAR_PANELS * VECS];
 #pragma GCC unroll 16
   for (int r = 0; r < LINEAR_ROWS; r++) {
@@ -59,44 +135,23 @@ static inline __attribute__((always_inline)) void strip_product(const spt_panel_
       sum[r][v] = vec_set(0.0f);
     }
   }
-  const float *weight = w->values + w->value_ptr[strip] * SPT_STRIP + first_row;
-  const float *x_panel = p->x + panel * p->x_stride;
+  const word *weight = o->values + w->value_ptr[strip] * SPT_STRIP + first_row;
+  const word *x_panel = o->x + panel * o->x_stride;
   for (int64_t run = w->run_ptr[strip]; run < w->run_ptr[strip + 1]; run++) {
-    const float *x = x_panel + (int64_t)w->run_start[run] * SPT_LANES;
+    const word *x = x_panel + (int64_t)w->run_start[run] * SPT_LANES;
     for (int32_t left = w->run_len[run]; left > 0; left -= 16) {
-      int32_t columns = left < 16 ? left : 16;
+      int32_t steps = left < 16 ? left : 16;
       for (int i = 0; i < next.lines; i++, next.at += 64) {
         _mm_prefetch(next.at, _MM_HINT_T1);
       }
-      add_columns(sum, weight, x, p->x_stride, columns, panels);
-      weight += columns * SPT_STRIP;
-      x += columns * SPT_LANES;
+      add_steps(sum, weight, x, o->x_stride, steps, bf16, panels);
+      weight += steps * SPT_STRIP;
+      x += steps * SPT_LANES;
     }
   }
-  /* Through memory: the epilogue is a loop, and sums indexed by a loop would never be registers. */
   float product[LINEAR_ROWS][LINEAR_PANELS * SPT_LANES];
-#pragma GCC unroll 16
-  for (int r = 0; r < LINEAR_ROWS; r++) {
-#pragma GCC unroll 8
-    for (int v = 0; v < panels * VECS; v++) {
-      vec_store(product[r] + v * VEC_WIDTH, sum[r][v]);
-    }
-  }
-  for (int r = 0; r < LINEAR_ROWS; r++) {
-    int64_t row = spt_strip_row(w, strip, first_row + r);
-    if (row < 0) {
-      continue;
-    }
-    vec bias = vec_set(p->bias != NULL ? p->bias[row] : 0.0f);
-    for (int v = 0; v < panels * VECS; v++) {
-      int64_t q = panel + v / (VECS), at = row * SPT_LANES + v % (VECS)*VEC_WIDTH;
-      vec y = vec_activate(vec_load(product[r] + v * VEC_WIDTH) + bias, p->activation);
-      if (p->residual != NULL) {
-        y += vec_load(p->residual + q * p->residual_stride + at);
-      }
-      vec_store(p->y + q * p->y_stride + at, y);
-    }
-  }
+  store_sums(product, sum, panels);
+  finish_rows(o->p, w, strip, first_row, panel, product, panels);
 }
 
 /* 4 left over go as 2 + 2, not 3 + 1: one panel alone starves the FMA units. */
@@ -104,38 +159,70 @@ static int panels_at_once(int64_t left) {
   return (int)(left == 4 && LINEAR_PANELS == 3 ? 2 : left < LINEAR_PANELS ? left : LINEAR_PANELS);
 }
 
+static inline __attribute__((always_inline)) void multiply_strip(const strip_operands *o,
+                                                                 int64_t strip, int64_t panel_begin,
+                                                                 int64_t panel_end, int lines,
+                                                                 const bool bf16) {
+  const int64_t *steps = o->w->value_ptr + strip;
+  int64_t far = steps[1] > steps[0] + PREFETCH_STEPS ? steps[1] : steps[0] + PREFETCH_STEPS;
+  const char *ahead = (const char *)(o->values + far * SPT_STRIP);
+  int64_t segment = (steps[1] - steps[0]) * lines / 16 * 64;
+  int here;
+  for (int64_t panel = panel_begin; panel < panel_end; panel += here) {
+    here = panels_at_once(panel_end - panel);
+    for (int r = 0; r < SPT_STRIP; r += LINEAR_ROWS, ahead += segment) {
+      prefetch next = {ahead, lines};
+      switch (here) {
+#if LINEAR_PANELS == 3
+        case 3:
+          strip_product(o, strip, r, panel, next, bf16, 3);
+          break;
+        case 2:
+          strip_product(o, strip, r, panel, next, bf16, 2);
+          break;
+#endif
+        default:
+          strip_product(o, strip, r, panel, next, bf16, 1);
+      }
+    }
+  }
+}
+
+/* A step's weights are one cache line: the passes over a strip share the next one's lines. */
+static int lines_ahead(int64_t panels) {
+  int64_t passes = (panels + LINEAR_PANELS - 1) / LINEAR_PANELS * (SPT_STRIP / LINEAR_ROWS);
+  return (int)((16 + passes - 1) / passes);
+}
+
 static void panel_linear(const spt_panel_product *p, int64_t strip_begin, int64_t strip_end,
                          int64_t panel_begin, int64_t panel_end) {
-  const spt_strips *w = p->strips;
-  int64_t panels = panel_end - panel_begin;
-  int64_t passes = (panels + LINEAR_PANELS - 1) / LINEAR_PANELS * (SPT_STRIP / LINEAR_ROWS);
-  /* A column of a strip is one cache line, so 16 columns of the next one are 16 lines. */
-  prefetch next = {.lines = (int)((16 + passes - 1) / passes)};
+  strip_operands o = {
+      .p = p, .w = p->strips, .values = p->strips->values, .x = p->x, .x_stride = p->x_stride};
+  int lines = lines_ahead(panel_end - panel_begin);
   for (int64_t strip = strip_begin; strip < strip_end; strip++) {
-    const int64_t *columns = w->value_ptr + strip;
-    int64_t far =
-        columns[1] > columns[0] + PREFETCH_COLUMNS ? columns[1] : columns[0] + PREFETCH_COLUMNS;
-    const char *ahead = (const char *)(w->values + far * SPT_STRIP);
-    int64_t segment = (columns[1] - columns[0]) * next.lines / 16 * 64, pass = 0;
-    int64_t panel = panel_begin;
-    while (panel < panel_end) {
-      int here = panels_at_once(panel_end - panel);
-      for (int r = 0; r < SPT_STRIP; r += LINEAR_ROWS, pass++) {
-        next.at = ahead + pass * segment;
-        switch (here) {
-#if LINEAR_PANELS == 3
-          case 3:
-            strip_product(p, strip, r, panel, next, 3);
-            break;
-          case 2:
-            strip_product(p, strip, r, panel, next, 2);
-            break;
-#endif
-          default:
-            strip_product(p, strip, r, panel, next, 1);
-        }
-      }
-      panel += here;
+    multiply_strip(&o, strip, panel_begin, panel_end, lines, false);
+  }
+}
+
+static void panel_linear_bf16(const spt_panel_product *p, int64_t strip_begin, int64_t strip_end,
+                              int64_t panel_begin, int64_t panel_end) {
+  strip_operands o = {.p = p,
+                      .w = &p->strips_bf16->shape,
+                      .values = (const word *)p->strips_bf16->values,
+                      .x = (const word *)p->x_pairs,
+                      .x_stride = p->x_stride / 2};
+  int lines = lines_ahead(panel_end - panel_begin);
+  for (int64_t strip = strip_begin; strip < strip_end; strip++) {
+    multiply_strip(&o, strip, panel_begin, panel_end, lines, true);
+  }
+}
+
+static void panel_narrow(uint16_t *pairs, const float *panel, int64_t features) {
+  for (int64_t f = 0; f < features; f += 2) {
+    for (int v = 0; v < VECS; v++) {
+      const float *at = panel + f * SPT_LANES + v * VEC_WIDTH;
+      vec odd = f + 1 < features ? vec_load(at + SPT_LANES) : vec_set(0.0f);
+      vec_store_pairs(pairs + f * SPT_LANES + 2 * v * VEC_WIDTH, vec_pairs_bf16(vec_load(at), odd));
     }
   }
 }

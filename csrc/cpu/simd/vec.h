@@ -29,6 +29,14 @@ typedef int32_t vec_int __attribute__((vector_size(VEC_BYTES)));
 
 static inline vec vec_load(const float *p) { return *(const vec_unaligned *)p; }
 static inline void vec_store(float *p, vec v) { *(vec_unaligned *)p = v; }
+typedef int32_t vec_int_unaligned __attribute__((vector_size(VEC_BYTES), aligned(2), may_alias));
+typedef int32_t bf16_pair __attribute__((aligned(2), may_alias));
+
+static inline vec_int vec_load_pairs(const uint16_t *p) { return *(const vec_int_unaligned *)p; }
+static inline void vec_store_pairs(uint16_t *p, vec_int v) { *(vec_int_unaligned *)p = v; }
+static inline vec_int vec_set_pair(const uint16_t *p) {
+  return *(const bf16_pair *)p - (vec_int){0};
+}
 static inline vec vec_set(float value) { return value - (vec){0}; }
 
 /* Rounded to nearest even; a NaN stays one though its payload may be cut. */
@@ -38,6 +46,31 @@ static inline vec_int vec_bf16_bits(vec a) {
   vec_int rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
   return ((nan & (bits >> 16 | 0x40)) | (~nan & rounded)) & 0xffff;
 }
+
+/* bfloat16 in pairs: the low half of each 32 bits is the even element. */
+static inline vec vec_even_bf16(vec_int pairs) { return (vec)(pairs << 16); }
+static inline vec vec_odd_bf16(vec_int pairs) { return (vec)(pairs & (int32_t)0xffff0000); }
+
+#if defined(__AVX512BF16__)
+static inline vec_int vec_pairs_bf16(vec even, vec odd) {
+  __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)odd, (__m512)even);
+  const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24,
+                                         8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  return (vec_int)_mm512_permutexvar_epi16(order, both);
+}
+/* sum + a's even elements * b's + a's odd elements * b's */
+static inline vec vec_dot_bf16(vec sum, vec_int a, vec_int b) {
+  return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+}
+#else
+static inline vec_int vec_pairs_bf16(vec even, vec odd) {
+  return vec_bf16_bits(even) | vec_bf16_bits(odd) << 16;
+}
+static inline vec vec_dot_bf16(vec sum, vec_int a, vec_int b) {
+  sum += vec_even_bf16(a) * vec_even_bf16(b);
+  return sum + vec_odd_bf16(a) * vec_odd_bf16(b);
+}
+#endif
 
 #if VEC_WIDTH == 16
 static inline vec vec_max(vec a, vec b) { return (vec)_mm512_max_ps((__m512)a, (__m512)b); }

@@ -139,7 +139,9 @@ def _pad_rows(m: Matrix) -> Matrix:
     )
 
 
-def _is_csr(matrices: list[Matrix]) -> bool:
+def _is_csr(matrices: list[Matrix], compute: str) -> bool:
+    if compute == "bfloat16":  # twice the products a cycle make up for the zeros
+        return False
     kept = sum(int(m.keep.sum()) for m in matrices)
     total = sum(m.keep.size for m in matrices)
     return all(m.irregular for m in matrices) and kept < CSR_DENSITY * total
@@ -148,11 +150,11 @@ def _is_csr(matrices: list[Matrix]) -> bool:
 class _Product:
     """Matrices stacked on the same input, packed for the engine."""
 
-    def __init__(self, layer: int, part: str, matrices: list[Matrix]) -> None:
+    def __init__(self, layer: int, part: str, matrices: list[Matrix], compute: str) -> None:
         out = sum(len(m.w) for m in matrices)
         width = matrices[0].w.shape[1]
         self.bias = np.concatenate([m.bias for m in matrices])
-        if _is_csr(matrices):
+        if _is_csr(matrices, compute):
             w, keep = (np.concatenate([getattr(m, f) for m in matrices]) for f in ("w", "keep"))
             form = csr_form(w, keep)
             index = form["index"]
@@ -167,7 +169,8 @@ class _Product:
                 form["values"], i["rows"],
             )  # fmt: skip
         index_arrays = (a for n, a in form["index"].items() if n != "kept" and a is not None)
-        nbytes = form["values"].nbytes + sum(a.nbytes for a in index_arrays)
+        width_bytes = 2 if compute == "bfloat16" else 4
+        nbytes = form["values"].size * width_bytes + sum(a.nbytes for a in index_arrays)
         self.cost = CompiledMatrix(
             layer, part, (out, width), _executed(form["values"], out), nbytes
         )
@@ -248,20 +251,21 @@ def _attention(weights: EncoderWeights, a: Architecture, i: int, merge: bool) ->
 
 
 def _compile_layer(
-    weights: EncoderWeights, a: Architecture, i: int, merge: bool
+    weights: EncoderWeights, a: Architecture, i: int, merge: bool, compute: str
 ) -> tuple[tuple[Any, ...], CompiledLayer]:
     names = a.layer(i)
     part = _attention(weights, a, i, merge)
     heads, head_dim = len(part.v_width), a.width // a.n_heads
     q, k, v = _pad_rows(part.q), _pad_rows(part.k), part.v
-    qkv = _Product(i, "qkv", [q, k, v])
-    o = None if part.o is None else _Product(i, "output", [part.o])
+    qkv = _Product(i, "qkv", [q, k, v], compute)
+    o = None if part.o is None else _Product(i, "output", [part.o], compute)
     up_matrix, down_matrix = _prune_neurons(
         _matrix(weights, names.ffn[0], (a.inner, a.width)),
         _matrix(weights, names.ffn[1], (a.width, a.inner)),
         a.activation,
     )
-    up, down = _Product(i, "up", [up_matrix]), _Product(i, "down", [down_matrix])
+    up = _Product(i, "up", [up_matrix], compute)
+    down = _Product(i, "down", [down_matrix], compute)
     first = np.arange(heads, dtype=np.int32) * head_dim
     v_row = (np.cumsum(part.v_width) - part.v_width).astype(np.int32)
     norms = [weights.get(f"{n}.{p}", (a.width,)) for n in a.norms(i) for p in ("weight", "bias")]
@@ -293,11 +297,15 @@ def _embeddings(weights: EncoderWeights, a: Architecture) -> tuple[Array | None,
 
 
 def compile_encoder(
-    weights: EncoderWeights, architecture: Architecture, precompute: tuple[bool, ...] = ()
+    weights: EncoderWeights,
+    architecture: Architecture,
+    precompute: tuple[bool, ...] = (),
+    compute: str = "float32",
 ) -> tuple[_core.Encoder, list[CompiledLayer]]:
     """The engine's object and what each layer costs.
 
-    ``precompute`` says for each layer whether W_V and W_O are merged (empty: nowhere). Raises
+    ``precompute`` says for each layer whether W_V and W_O are merged (empty: nowhere), ``compute``
+    ("float32" or "bfloat16") what products are done in. Raises
     ValueError where weights are missing or of other shapes than the architecture says.
     """
     if precompute and len(precompute) != architecture.n_layers:
@@ -313,10 +321,13 @@ def compile_encoder(
         )
     fields, layers = [], []
     for i in range(architecture.n_layers):
-        field, layer = _compile_layer(weights, architecture, i, bool(precompute and precompute[i]))
+        field, layer = _compile_layer(
+            weights, architecture, i, bool(precompute and precompute[i]), compute
+        )
         fields.append(field)
         layers.append(layer)
     engine = _core.Encoder(
-        architecture.width, architecture.norm_eps, _embeddings(weights, architecture), fields
-    )
+        architecture.width, architecture.norm_eps, _embeddings(weights, architecture), fields,
+        compute == "bfloat16",
+    )  # fmt: skip
     return engine, layers

@@ -67,15 +67,19 @@ class Encoder:
         plan: Plan | None = None,
         folder: Path | None = None,
         pooling: str = "first",
+        compute: str = "float32",
     ) -> None:
         self.config = config
+        self.compute = compute
         self.plan = plan
         self.pooling = pooling
         self.architecture: Architecture = read_architecture(config, source=weights.source)
         self._weights = weights
         self._folder = folder
         precompute = plan.precompute if plan is not None else ()
-        self._engine, self._layers = compile_encoder(weights, self.architecture, precompute)
+        self._engine, self._layers = compile_encoder(
+            weights, self.architecture, precompute, compute
+        )
         self._head: ClassifierHead | None = read_head(weights, self.architecture, config)
         self._truncated: dict[int, Any] = {}
         self._tokenizer: Any | None = None if folder is None else load_tokenizer(folder)
@@ -99,7 +103,9 @@ class Encoder:
         plan : for a checkpoint whose pruned weights are zeros: the plan (or its file) that it was
             pruned by; groups that are exactly zero are dropped. A packed model has its own.
         device : "cpu"
-        compute : "float32", what products are done in
+        compute : what products are done in: "float32", or "bfloat16" with sums in float32, which
+            processors with AVX512_BF16 or AMX do at twice the speed or more; others get the same
+            results more slowly than in float32
 
         Raises
         ------
@@ -114,15 +120,17 @@ class Encoder:
         """
         if device != "cpu":
             raise NotImplementedError(f"Encoder.load: device is {device!r}, expected 'cpu'")
-        if compute != "float32":
-            raise NotImplementedError(f"Encoder.load: compute is {compute!r}, expected 'float32'")
+        if compute not in ("float32", "bfloat16"):
+            raise ValueError(
+                f"Encoder.load: compute is {compute!r}, expected 'float32' or 'bfloat16'"
+            )
         folder = Path(path)
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder}: no such folder")
         if is_packed(folder):
             if plan is not None:
                 raise ValueError(f"Encoder.load: {folder} is packed and has its own plan")
-            return cls._load_packed(folder)
+            return cls._load_packed(folder, compute)
         if not (folder / "config.json").exists():
             raise FileNotFoundError(f"{folder}: no config.json in this folder")
         config = read_json(folder / "config.json")
@@ -131,10 +139,17 @@ class Encoder:
         chosen = plan if plan is None or isinstance(plan, Plan) else Plan.load(plan)
         if chosen is not None:
             apply_plan(weights, chosen)
-        return cls(weights, config, plan=chosen, folder=folder, pooling=_pooling_of(folder))
+        return cls(
+            weights,
+            config,
+            plan=chosen,
+            folder=folder,
+            pooling=_pooling_of(folder),
+            compute=compute,
+        )
 
     @classmethod
-    def _load_packed(cls, folder: Path) -> Encoder:
+    def _load_packed(cls, folder: Path, compute: str) -> Encoder:
         weights, manifest = read_packed(folder)
         given = manifest.get("plan")
         plan = None if given is None else Plan.from_dict(given, source=str(folder))
@@ -144,6 +159,7 @@ class Encoder:
             plan=plan,
             folder=folder,
             pooling=str(manifest.get("pooling", "first")),
+            compute=compute,
         )
 
     # ---- running --------------------------------------------------------------------------------
