@@ -5,6 +5,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 DEMO_RUN ?= demo-run
+BENCH_ARGS ?=
 DEMO_ARGS ?= --preset demo --model minilm --data data/qa --sparsity 0.25
 PYTEST_ARGS ?=
 
@@ -44,8 +45,8 @@ format: $(STAMPS)/lint
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(FORMATTED)
 
-bench: $(STAMPS)/demo
-	for b in linear attention encoder regularizer; do $(BIN)/python -m benchmarks.$$b || exit 1; done
+bench: $(STAMPS)/bench
+	$(BIN)/spatile bench all $(BENCH_ARGS)
 
 # ---- the environment ---------------------------------------------------------------------------
 
@@ -61,7 +62,7 @@ $(STAMPS)/core: $(STAMPS)/build-tools $(CORE_SOURCES)
 	PATH="$(abspath $(BIN)):$$PATH" $(PIP) install --no-build-isolation --no-deps -e .
 	@touch $@
 
-$(STAMPS)/demo $(STAMPS)/test $(STAMPS)/lint: $(STAMPS)/%: pyproject.toml constraints.txt | $(STAMPS)/core
+$(STAMPS)/demo $(STAMPS)/bench $(STAMPS)/test $(STAMPS)/lint: $(STAMPS)/%: pyproject.toml constraints.txt | $(STAMPS)/core
 	PATH="$(abspath $(BIN)):$$PATH" $(PIP) install --no-build-isolation -c constraints.txt -e '.[$*]'
 	@touch $@
 

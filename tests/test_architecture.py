@@ -35,19 +35,23 @@ MAY_IMPORT = {
     "report": GROUND | {"ops", "sparsity", "inference"},
     "torch": GROUND | {"ops", "reference", "sparsity", "inference", "finetune"},
     "finetune": GROUND | {"ops", "reference", "sparsity", "inference", "report", "torch"},
-    "cli": None,  # everything
+    "benchmarks": None,  # everything
+    "cli": None,
     "__main__": {"cli"},
 }
 """What a part of the package may import of the package; itself always."""
 
 MAY_USE = {
-    "torch": {"torch", "finetune", "cli"},
-    "transformers": {"torch", "finetune", "cli"},
+    "torch": {"torch", "finetune", "benchmarks", "cli"},
+    "transformers": {"torch", "finetune", "benchmarks", "cli"},
     "accelerate": {"torch", "finetune"},
     "datasets": {"finetune"},
     "tokenizers": {"inference", "finetune"},
     "safetensors": {"inference", "torch", "finetune"},
     "matplotlib": {"report"},
+    "onnx": {"benchmarks"},
+    "onnxruntime": {"benchmarks"},
+    "openvino": {"benchmarks"},
     "scipy": set(),
     "sklearn": set(),
 }
@@ -257,6 +261,7 @@ def test_import_needs_numpy_alone() -> None:
     heavy = {"torch", "transformers", "tokenizers", "safetensors", "matplotlib", "ml_dtypes"}
     assert not found & heavy
     assert not found & {"scipy", "sklearn", "datasets", "accelerate", "tqdm", "IPython"}
+    assert not found & {"onnx", "onnxruntime", "openvino"}
 
 
 def test_inference_needs_no_torch() -> None:

@@ -17,7 +17,7 @@ from spatile.finetune.data import load_task
 from spatile.inference import Encoder
 from tests.finetune.conftest import Finished
 
-COMMANDS = ("finetune", "prune", "predict", "report", "export", "info")
+COMMANDS = ("finetune", "prune", "predict", "bench", "report", "export", "info")
 Capture = pytest.CaptureFixture[str]
 
 
@@ -68,6 +68,13 @@ def test_the_help_of_all_lists_the_commands(capsys: Capture) -> None:
         ["predict", "m", "text", "--file", "f"],
         ["predict", "m", "text", "--batch-size", "0"],
         ["export", "m"],
+        ["bench"],
+        ["bench", "everything"],
+        ["bench", "linear", "--threads", "0"],
+        ["bench", "linear", "--seconds", "nan"],
+        ["bench", "linear", "--tier", "avx1024"],
+        ["bench", "linear", "--peers", "numpy"],
+        ["bench", "linear", "--json", "nowhere/rows.json"],
     ],
     ids=" ".join,
 )

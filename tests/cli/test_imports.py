@@ -21,6 +21,7 @@ sys.exit(main({arguments!r}))
 """
 OPTIONAL = ("torch", "transformers", "accelerate", "tokenizers", "safetensors", "matplotlib")
 OPTIONAL += ("tqdm", "datasets", "ml_dtypes", "scipy", "sklearn", "pandas")
+OPTIONAL += ("onnx", "onnxruntime", "openvino")
 
 
 def without(blocked: tuple[str, ...], *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -30,7 +31,9 @@ def without(blocked: tuple[str, ...], *arguments: str) -> subprocess.CompletedPr
     )
 
 
-@pytest.mark.parametrize("arguments", [("info",), ("--help",), ("finetune", "--help")])
+@pytest.mark.parametrize(
+    "arguments", [("info",), ("--help",), ("finetune", "--help"), ("bench", "--help")]
+)
 def test_help_and_info_need_numpy_alone(arguments: tuple[str, ...]) -> None:
     found = without(OPTIONAL, *arguments)
     assert found.returncode == 0, found.stderr

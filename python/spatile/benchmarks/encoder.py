@@ -47,7 +47,7 @@ def _case(name: str, form: str) -> str:
 def _model(bench: Bench, name: str, wanted: list[tuple[str, str]]) -> None:
     plan = Plan.uniform("tile", SPARSITY)
     dense = bert(name)
-    models = {"dense": dense, FORMS[1]: pruned_copy(dense, plan)}
+    models = {"dense": dense, FORMS[1]: pruned_copy(dense, plan)[0]}
     plans = {"dense": None, FORMS[1]: plan}
     with tempfile.TemporaryDirectory() as folder:
         ours = {}

@@ -96,7 +96,7 @@ class Exported:
         return final
 
     def _export(self, path: Path) -> None:
-        import onnx  # noqa: F401 - what reads the file needs it: better now than after the export
+        import onnx  # noqa: F401 - the exporter needs it, and fails without it late and otherwise
         import torch
 
         # Eager attention is what the fusions know.

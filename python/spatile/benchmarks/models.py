@@ -89,13 +89,14 @@ def bert(name: str) -> Any:
     return BertModel.from_pretrained(folder, **options).eval()
 
 
-def pruned_copy(model: Any, plan: Plan) -> Any:
-    """The model with the weakest groups of its layers' matrices zeroed, each matrix by itself."""
+def pruned_copy(model: Any, plan: Plan) -> tuple[Any, Any]:
+    """A copy with the weakest groups of each of its layers' matrices zeroed, and its Pruner."""
     from spatile.torch import Pruner
 
     model = copy.deepcopy(model)
-    Pruner(model, plan, strength=0.0).prune()
-    return model
+    pruner = Pruner(model, plan, strength=0.0)
+    pruner.prune()
+    return model, pruner
 
 
 #: How a row names the model and the batch of a training step.

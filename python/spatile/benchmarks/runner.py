@@ -186,20 +186,26 @@ def _significant(x: float) -> float:
 def _as_before() -> Iterator[None]:
     """Threads and tier as they were, afterwards."""
     threads, tier = sp.num_threads(), sp.info()["cpu"]["tier"]
+    torch = _torch()
+    torch_threads = None if torch is None else torch.get_num_threads()
     try:
         yield
     finally:
         sp.set_num_threads(threads)
-        if sp.info()["cpu"]["tier"] != tier:
-            sp.device._set_cpu_tier(tier)
+        sp.device._set_cpu_tier(tier)
+        if torch is not None:
+            torch.set_num_threads(torch_threads)
+
+
+def _torch() -> Any | None:
+    return None if find_spec("torch") is None else importlib.import_module("torch")
 
 
 def _use_threads(count: int) -> None:
     """Ours and torch's pool; the other peers are told when their models are made."""
     sp.set_num_threads(count)
-    if find_spec("torch") is not None:
-        import torch
-
+    torch = _torch()
+    if torch is not None:
         torch.set_num_threads(count)
 
 

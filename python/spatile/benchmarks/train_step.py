@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -51,30 +50,24 @@ def measure(bench: Bench) -> None:
 
 
 def _step(bench: Bench, title: tuple[str, str, str]) -> None:
-    try:
-        from spatile.torch import sparsify  # type: ignore[attr-defined]
-    except ImportError:
-        bench.leave_out(f"{', '.join(title)}: spatile.torch.sparsify is not there")
-        return
+    from spatile.torch import sparsify
+
     case, shape, dtype = title
+    plan = Plan.uniform("tile", SPARSITY)
     dense = classifier()
-    pruned = pruned_copy(dense, Plan.uniform("tile", SPARSITY))
-    ours = copy.deepcopy(pruned)
+    masked, _ = pruned_copy(dense, plan)
+    ours, pruner = pruned_copy(dense, plan)
+    sparsify(ours, pruner)
     ours.set_attn_implementation("spatile")
-    try:
-        sparsify(ours)
-    except NotImplementedError as error:
-        bench.leave_out(f"{', '.join(title)}: not supported: {error}")
-        return
-    want = {name: _gradients(model, "float32")() for name, model in
-            (("dense", dense), ("pruned", pruned))}  # fmt: skip
     # Dropout draws other numbers on either side: what is checked runs without.
-    check(", ".join(title), _gradients(ours, dtype)(), want["pruned"], TOLERANCE[dtype])
-    check(f"torch, {case}", _gradients(dense, dtype)(), want["dense"], TOLERANCE[dtype])
-    steps = [_whole_step(model.train(), dtype) for model in (ours, dense)]
+    tolerance = TOLERANCE[dtype]
+    check(", ".join(title), _gradients(ours, dtype), _gradients(masked, "float32"), tolerance)
+    check(f"torch, {case}", _gradients(dense, dtype), _gradients(dense, "float32"), tolerance)
+    ours_step = _whole_step(ours, dtype, pruner.after_step)
+    peer_step = _whole_step(dense, dtype, lambda: None)
     bench.compare(
-        [Case(case, shape, dtype, steps[0], _done(), 0.0, target=TARGETS[dtype])],
-        [Peer("torch, dense", dtype, steps[1], _done(), 0.0)],
+        [Case(case, shape, dtype, ours_step, [], 0.0, target=TARGETS[dtype])],
+        [Peer("torch, dense", dtype, peer_step, [], 0.0)],
     )
 
 
@@ -86,44 +79,37 @@ def _autocast(dtype: str) -> Any:
     return torch.autocast("cpu", torch.bfloat16)
 
 
-def _gradients(model: Any, dtype: str) -> Callable[[], tuple[Any, ...]]:
+def _gradients(model: Any, dtype: str) -> tuple[Any, ...]:
     """Logits, and the gradients of the embeddings and the head: behind and before all layers."""
-    inputs = training_inputs()
-
-    def run() -> tuple[Any, ...]:
-        model.eval()
-        with _autocast(dtype):
-            found = model(**inputs)
-        found.loss.backward()
-        embedding = model.bert.embeddings.word_embeddings.weight.grad.clone()
-        head = model.classifier.weight.grad.clone()
-        model.zero_grad()
-        return found.logits, embedding, head
-
-    return run
+    model.eval()
+    with _autocast(dtype):
+        found = model(**training_inputs())
+    found.loss.backward()
+    embedding = model.bert.embeddings.word_embeddings.weight.grad.clone()
+    head = model.classifier.weight.grad.clone()
+    model.zero_grad()
+    return found.logits, embedding, head
 
 
-def _whole_step(model: Any, dtype: str) -> Callable[[], Any]:
-    """Everything that a step does, the optimizer's fused form on both sides."""
+def _whole_step(model: Any, dtype: str, after: Callable[[], None]) -> Callable[[], list[Any]]:
+    """All that a step does, with the optimizer's fused form; it returns nothing to compare."""
     import torch
 
+    model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     inputs = training_inputs()
 
-    def step() -> Any:
+    def step() -> list[Any]:
         optimizer.zero_grad()
         with _autocast(dtype):
             loss = model(**inputs).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        return _done()
+        after()
+        return []
 
     return step
-
-
-def _done() -> Any:
-    return np.ones(1)
 
 
 # ---- taking turns -------------------------------------------------------------------------------

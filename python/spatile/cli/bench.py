@@ -35,8 +35,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--seconds", type=_seconds, default=1.0, help="at least, for each side (default 1)"
     )
-    tiers = spatile.info()["cpu"]["tiers"]
-    parser.add_argument("--tier", choices=tiers, help="another CPU tier for ours, not for peers")
+    parser.add_argument("--tier", metavar="T", help="another CPU tier for ours, not for peers")
     parser.add_argument(
         "--only", default="", metavar="TEXT", help="the cases whose title, as printed, holds it"
     )
@@ -55,6 +54,11 @@ def run(given: argparse.Namespace) -> int:
     chosen = NAMES if "all" in given.names else tuple(dict.fromkeys(given.names))
     if given.json is not None and not given.json.absolute().parent.is_dir():
         raise UsageError(f"--json is {given.json}, expected a file in a folder that exists")
+    tiers = spatile.info()["cpu"]["tiers"]
+    if given.tier is not None and given.tier not in tiers:
+        raise UsageError(
+            f"--tier is {given.tier}, expected one that this processor runs: {', '.join(tiers)}"
+        )
     options = Options(
         threads=tuple(given.threads or (spatile.num_threads(),)),
         seconds=given.seconds,

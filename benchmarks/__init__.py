@@ -1,1 +1,0 @@
-"""Measurements, each a ratio of two sides in one process: ``python -m benchmarks.NAME --help``."""
