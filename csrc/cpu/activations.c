@@ -82,7 +82,7 @@ static spt_status run(const char *op, struct row_job *job, int64_t piece, spt_er
     spt_parallel_for_workers(spt_ceil_div(job->rows * job->pieces, job->rows_per_task), workers,
                              run_rows, job);
   }
-  free(job->scratch);
+  spt_scratch_free(job->scratch);
   return status;
 }
 
@@ -112,7 +112,7 @@ spt_status spt_cpu_layer_norm(void *state, const spt_layer_norm_problem *p, spt_
                         .eps = p->eps,
                         .compute = layer_norm};
   status = run(op, &job, 0, err);
-  free(parameters);
+  spt_scratch_free(parameters);
   return status;
 }
 

@@ -231,8 +231,8 @@ spt_status spt_cpu_attention(void *state, const spt_attention_problem *p, spt_er
       spt_parallel_for(p->sequences, add_importance, &job);
     }
   }
-  free(job.pieces.memory);
-  free(job.token_partial);
-  free(job.head_partial);
+  spt_scratch_free(job.pieces.memory);
+  spt_scratch_free(job.token_partial);
+  spt_scratch_free(job.head_partial);
   return status;
 }

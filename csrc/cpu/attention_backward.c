@@ -237,7 +237,7 @@ spt_status spt_cpu_attention_backward(void *state, const spt_attention_backward_
       store_bias_gradient(&job);
     }
   }
-  free(job.pieces.memory);
-  free(job.bias_grad);
+  spt_scratch_free(job.pieces.memory);
+  spt_scratch_free(job.bias_grad);
   return status;
 }

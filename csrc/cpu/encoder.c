@@ -126,7 +126,7 @@ spt_status spt_cpu_encoder_forward(void *state, const spt_encoder_run *run, spt_
   if (locked) {
     pthread_mutex_unlock(&encoder->lock);
   }
-  free(temporary);
+  spt_scratch_free(temporary);
   return status;
 }
 

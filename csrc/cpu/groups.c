@@ -388,8 +388,8 @@ static spt_status run(const char *op, const spt_grid *grid, struct group_job *jo
   for (int64_t i = 0; status == SPT_OK && penalty != NULL && i < cells; i++) {
     *penalty += job->penalties[i];
   }
-  free(job->partial);
-  free(job->penalties);
+  spt_scratch_free(job->partial);
+  spt_scratch_free(job->penalties);
   return status;
 }
 

@@ -98,10 +98,10 @@ spt_status spt_cpu_linear(void *state, const spt_linear_problem *p, spt_error *e
   if (status == SPT_OK) {
     run_forward(&job);
   }
-  free(bias);
-  free(job.x);
-  free(job.y);
-  free(job.residual);
+  spt_scratch_free(bias);
+  spt_scratch_free(job.x);
+  spt_scratch_free(job.y);
+  spt_scratch_free(job.residual);
   spt_free_weight_strips(&weight);
   return status;
 }

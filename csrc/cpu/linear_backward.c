@@ -269,8 +269,8 @@ static spt_status strips_backward(const char *op, struct backward_job *job, spt_
   if (status == SPT_OK) {
     run_strips(job, workers);
   }
-  free(job->panels);
-  free(job->dw);
+  spt_scratch_free(job->panels);
+  spt_scratch_free(job->dw);
   spt_free_weight_strips(&transposed);
   spt_free_weight_strips(&weight);
   return status;
@@ -285,7 +285,7 @@ static spt_status csr_backward(const char *op, struct backward_job *job, spt_err
     if (status == SPT_OK) {
       spt_parallel_for_workers(p->grad.rows, workers, csr_input_gradient, job);
     }
-    free(job->panels);
+    spt_scratch_free(job->panels);
   }
   if (p->dw.data != NULL && status == SPT_OK) {
     spt_parallel_for(p->w.out, csr_row_gradient, job);
@@ -312,7 +312,7 @@ spt_status spt_cpu_linear_backward(void *state, const spt_linear_backward_proble
   if (status == SPT_OK && p->dbias.data != NULL) {
     spt_parallel_for(spt_ceil_div(p->w.out, BIAS_COLUMNS), bias_gradient, &job);
   }
-  free(job.g.copy);
-  free(job.x.copy);
+  spt_scratch_free(job.g.copy);
+  spt_scratch_free(job.x.copy);
   return status;
 }

@@ -218,7 +218,7 @@ spt_status spt_cpu_prune_mask(void *state, const spt_prune_mask_problem *p, spt_
   if (status == SPT_OK) {
     status = p->scope == SPT_SCOPE_GLOBAL ? prune_together(&job, err) : prune_each(&job, err);
   }
-  free(job.scores);
-  free(job.keep);
+  spt_scratch_free(job.scores);
+  spt_scratch_free(job.keep);
   return status;
 }

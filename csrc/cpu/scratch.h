@@ -1,4 +1,4 @@
-/* Workspaces: 64-byte aligned, sizes checked for overflow, freed with free(). */
+/* Workspaces: 64-byte aligned, sizes checked for overflow. */
 #ifndef SPATILE_CPU_SCRATCH_H
 #define SPATILE_CPU_SCRATCH_H
 
@@ -7,19 +7,12 @@
 #include "../spatile.h"
 
 /* `count` elements of `size` bytes; NULL and a message naming the bytes where memory lacks. At least
- * one cache line, so that an empty problem still gets a pointer. */
-static inline void *spt_scratch(const char *op, int64_t count, size_t size, spt_status *status,
-                                spt_error *err) {
-  size_t bytes;
-  void *p = NULL;
-  if (count < 0 || __builtin_mul_overflow((size_t)count, size, &bytes) || bytes > SIZE_MAX / 2 ||
-      posix_memalign(&p, 64, (bytes + 127) & ~(size_t)63) != 0) {
-    *status = spt_fail(err, SPT_OUT_OF_MEMORY,
-                       "%s: no memory for a workspace of %lld elements of %d bytes", op,
-                       (long long)count, (int)size);
-    return NULL;
-  }
-  return p;
-}
+ * one cache line, so that an empty problem still gets a pointer. free() takes it back, and so does
+ * spt_scratch_free. */
+void *spt_scratch(const char *op, int64_t count, size_t size, spt_status *status, spt_error *err);
+
+/* Keeps the memory for the next call of spt_scratch, up to a bound: memory that is given back to the
+ * system comes anew as zeroed pages, and getting those took a third of a small product's time. */
+void spt_scratch_free(void *);
 
 #endif

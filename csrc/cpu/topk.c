@@ -104,7 +104,7 @@ spt_status spt_cpu_topk(void *state, const spt_topk_problem *p, spt_error *err) 
     spt_parallel_for_workers(count, workers, select_sequence, &job);
     status = refuse_nan(&job, err);
   }
-  free(job.keys);
-  free(job.starts);
+  spt_scratch_free(job.keys);
+  spt_scratch_free(job.starts);
   return status;
 }

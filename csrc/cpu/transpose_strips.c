@@ -220,7 +220,7 @@ static spt_status transpose(const char *op, transposition *t, spt_weight_strips 
   } else {
     spt_free_weight_strips(to);
   }
-  free(t->base);
+  spt_scratch_free(t->base);
   return status;
 }
 
@@ -238,8 +238,8 @@ spt_status spt_transpose_strips(const char *op, const spt_strips *w, spt_weight_
     t.seen = t.end + t.n_strips;
     status = transpose(op, &t, to, err);
   }
-  free(t.place);
-  free(t.first);
-  free(t.columns);
+  spt_scratch_free(t.place);
+  spt_scratch_free(t.first);
+  spt_scratch_free(t.columns);
   return status;
 }

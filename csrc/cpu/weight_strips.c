@@ -94,7 +94,7 @@ spt_status spt_strips_of(const char *op, const spt_weight *w, spt_weight_strips 
 }
 
 void spt_free_weight_strips(spt_weight_strips *s) {
-  free(s->index);
-  free(s->values);
+  spt_scratch_free(s->index);
+  spt_scratch_free(s->values);
   *s = (spt_weight_strips){0};
 }
