@@ -36,8 +36,9 @@ struct backward_job {
   const spt_strips *strips;     /* or NULL: CSR */
   const spt_strips *transposed; /* where the input's gradient is wanted */
   float_rows x, g;
-  float *panels; /* a worker's panels of g, and then of dx */
-  float *dw;     /* the layout of values */
+  float *panels;      /* a worker's panels of g, and then of dx */
+  float *dw;          /* the layout of values */
+  bool bias_by_strip; /* the weight gradient's tasks compute the bias's too */
 };
 
 /* ---- the input's gradient ---------------------------------------------------------------- */
@@ -80,6 +81,26 @@ static void gather_gradients(const struct backward_job *job, int64_t strip, int6
   }
 }
 
+/* The bias's gradient rides along: g is in the core's nearest cache. */
+static void add_tokens(double *sum, const float *g, int64_t n) {
+  float part[SPT_STRIP] = {0};
+  for (int64_t t = 0; t < n; t++) {
+    for (int r = 0; r < SPT_STRIP; r++) {
+      part[r] += g[t * SPT_STRIP + r];
+    }
+  }
+  for (int r = 0; r < SPT_STRIP; r++) {
+    sum[r] += part[r];
+  }
+}
+
+static void store_bias(const struct backward_job *job, int64_t row, const double *sum, int64_t n) {
+  const spt_matrix *to = &job->p->dbias;
+  for (int64_t r = 0; r < n; r++) {
+    spt_store(to->data, to->dtype, (row + r) * to->col, (float)sum[r]);
+  }
+}
+
 static void weight_gradient(void *context, int64_t group, int worker) {
   (void)worker;
   const struct backward_job *job = context;
@@ -87,18 +108,27 @@ static void weight_gradient(void *context, int64_t group, int worker) {
   int64_t begin = group * GROUP_STRIPS, end = spt_min(begin + GROUP_STRIPS, w->n_strips);
   int64_t tokens = job->p->x.rows;
   float *dw = job->dw + w->value_ptr[begin] * SPT_STRIP;
+  double bias[GROUP_STRIPS * SPT_STRIP] = {0};
   memset(dw, 0, (size_t)(w->value_ptr[end] - w->value_ptr[begin]) * SPT_STRIP * sizeof *dw);
   for (int64_t token = 0; token < tokens; token += CHUNK_TOKENS) {
     int64_t n = spt_min(CHUNK_TOKENS, tokens - token);
     for (int64_t strip = begin; strip < end; strip++) {
-      if (w->value_ptr[strip + 1] == w->value_ptr[strip]) {
+      bool empty = w->value_ptr[strip + 1] == w->value_ptr[strip];
+      if (empty && !job->bias_by_strip) {
         continue;
       }
       float g[CHUNK_TOKENS * SPT_STRIP];
       gather_gradients(job, strip, token, n, g);
+      if (job->bias_by_strip) {
+        add_tokens(bias + (strip - begin) * SPT_STRIP, g, n);
+      }
       job->tier->strip_gradient(w, strip, job->x.data + token * job->x.row, job->x.row, g, n,
                                 job->dw + w->value_ptr[strip] * SPT_STRIP);
     }
+  }
+  if (job->bias_by_strip) {
+    int64_t row = begin * SPT_STRIP;
+    store_bias(job, row, bias, spt_min(GROUP_STRIPS * SPT_STRIP, job->p->w.out - row));
   }
 }
 
@@ -190,7 +220,6 @@ static void csr_input_gradient(void *context, int64_t token, int worker) {
 static void bias_gradient(void *context, int64_t block, int worker) {
   (void)worker;
   const struct backward_job *job = context;
-  const spt_matrix *to = &job->p->dbias;
   int64_t begin = block * BIAS_COLUMNS, n = spt_min(BIAS_COLUMNS, job->p->w.out - begin);
   double sum[BIAS_COLUMNS] = {0};
   for (int64_t t = 0; t < job->p->grad.rows; t++) {
@@ -199,9 +228,7 @@ static void bias_gradient(void *context, int64_t block, int worker) {
       sum[c] += g[c];
     }
   }
-  for (int64_t c = 0; c < n; c++) {
-    spt_store(to->data, to->dtype, (begin + c) * to->col, (float)sum[c]);
-  }
+  store_bias(job, begin, sum, n);
 }
 
 /* ---- the whole --------------------------------------------------------------------------- */
@@ -257,6 +284,8 @@ static spt_status strips_backward(const char *op, struct backward_job *job, spt_
   int workers = spt_pool_width();
   SPT_TRY(spt_strips_of(op, &p->w, &weight, err));
   job->strips = &weight.strips;
+  /* Strips with rows of their own need not have every row. */
+  job->bias_by_strip = p->dw.data != NULL && p->dbias.data != NULL && weight.strips.rows == NULL;
   if (p->dx.data != NULL) {
     status = spt_transpose_strips(op, job->strips, &transposed, err);
     job->transposed = &transposed.strips;
@@ -309,7 +338,7 @@ spt_status spt_cpu_linear_backward(void *state, const spt_linear_backward_proble
   if (status == SPT_OK && (p->dx.data != NULL || p->dw.data != NULL)) {
     status = p->w.csr != NULL ? csr_backward(op, &job, err) : strips_backward(op, &job, err);
   }
-  if (status == SPT_OK && p->dbias.data != NULL) {
+  if (status == SPT_OK && p->dbias.data != NULL && !job.bias_by_strip) {
     spt_parallel_for(spt_ceil_div(p->w.out, BIAS_COLUMNS), bias_gradient, &job);
   }
   spt_scratch_free(job.g.copy);

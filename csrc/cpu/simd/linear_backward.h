@@ -11,6 +11,8 @@
 #define GRADIENT_COLUMNS 4
 #endif
 
+#define TOKENS_AHEAD 48
+
 static inline __attribute__((always_inline)) void column_gradients(const float *x, int64_t x_row,
                                                                    const float *g, int64_t tokens,
                                                                    float *dw, const int columns) {
@@ -21,6 +23,7 @@ static inline __attribute__((always_inline)) void column_gradients(const float *
     }
   }
   for (int64_t t = 0; t < tokens; t++) {
+    _mm_prefetch((const char *)(x + (t + TOKENS_AHEAD) * x_row), _MM_HINT_T0);
     vec grad[VECS];
     for (int v = 0; v < VECS; v++) {
       grad[v] = vec_load(g + t * SPT_STRIP + v * VEC_WIDTH);
