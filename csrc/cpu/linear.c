@@ -118,7 +118,7 @@ static spt_status run_forward(const char *op, struct linear_job *job, spt_error 
     spt_product_run(&job->product, 0, spt_product_units(&job->product), panels);
     spt_parallel_for(panels, unpack_rows, job);
   }
-  free(job->workspace);
+  spt_scratch_free(job->workspace);
   return SPT_OK;
 }
 
@@ -143,14 +143,7 @@ spt_status spt_cpu_linear(void *state, const spt_linear_problem *p, spt_error *e
   if (status == SPT_OK) {
     status = run_forward(op, &job, err);
   }
-<<<<<<< ours
   spt_scratch_free(bias);
-  spt_scratch_free(job.x);
-  spt_scratch_free(job.y);
-  spt_scratch_free(job.residual);
-=======
-  free(bias);
->>>>>>> theirs
   spt_free_weight_strips(&weight);
   return status;
 }
