@@ -124,6 +124,10 @@ static inline int64_t spt_attention_backward_scratch(int64_t d) {
   return (d + 2 * SPT_ATTENTION_BACKWARD_CHUNK + SPT_LANES) * SPT_LANES;
 }
 
+/* Factors between these round once in float32, and so does what they multiply. */
+#define SPT_LEAST_FACTOR 0x1p-100f
+#define SPT_MOST_FACTOR 0x1p100f
+
 /* What a group's sum of squares becomes. */
 typedef enum spt_group_rule {
   SPT_GROUP_NORM,   /* norm */
@@ -131,6 +135,19 @@ typedef enum spt_group_rule {
   SPT_GROUP_GRAD,   /* amount * beta / norm, 0 for a zero group */
   SPT_GROUP_SHRINK, /* max(0, 1 - amount * beta / norm) */
 } spt_group_rule;
+
+/* y = factor * x, or that added to y, on rows of storage; y may be x. The factor of row r and column c
+ * is factor[r * row_step + (each_column ? c : 0)]. */
+typedef struct spt_scaling {
+  void *y;
+  const void *x;
+  spt_dtype dtype; /* of both */
+  int64_t y_stride, x_stride;
+  const float *factor;
+  int row_step;
+  bool each_column, add;
+  int64_t rows, cols;
+} spt_scaling;
 
 typedef struct spt_cpu_tier {
   const char *name;
@@ -179,18 +196,27 @@ typedef struct spt_cpu_tier {
   void (*activate_row)(float *y, const float *x, spt_activation, int64_t n);
   void (*add_row)(float *y, const float *x, int64_t n); /* y += x */
 
-  /* Double, since squares of floats leave float's range. sums[c] += x[r * stride + c]^2 over rows. */
-  void (*square_columns)(double *sums, const float *x, int64_t stride, int64_t rows, int64_t n);
-  double (*square_sum)(const float *x, int64_t n);
+  /* Squares of `rows` rows of n elements, `stride` elements apart, in float32.
+   * Columns: sums[c] = Σ over rows of x², rows at least 1. Rows: sums[r] += Σ of the row's x².
+   * bits[c] or bits[r] |= the bits of each element as float32: an element that is not zero shows
+   * there even where its square vanishes. */
+  void (*square_columns)(float *sums, uint32_t *bits, const void *x, spt_dtype, int64_t stride,
+                         int64_t rows, int64_t n);
+  void (*square_rows)(double *sums, uint32_t *bits, const void *x, spt_dtype, int64_t stride,
+                      int64_t rows, int64_t n);
+  /* sums[g] += the sum of columns [g * width, (g + 1) * width). 15 floats past the last are read. */
+  void (*fold_columns)(double *sums, const float *columns, int64_t n_groups, int64_t width);
   /* norm[g] = sqrt(sum[g]) in place; norm[g] = |x[g]| */
   void (*square_roots)(double *sum, int64_t n);
   void (*magnitudes)(double *norm, const float *x, int64_t n);
   /* What norms become, in place. beta NULL: 1. */
   void (*group_values)(double *norm, const float *beta, spt_group_rule, double amount, int64_t n);
+  /* y[g] = x[g]; false where a value is neither 0 nor of a size between the limits. */
+  bool (*narrow_factors)(float *y, const double *x, int64_t n);
+  /* Each x `times` times; up to 15 floats after the last are written too. */
+  void (*repeat_row)(float *y, const float *x, int64_t n, int64_t times);
   void (*narrow_row)(float *y, const double *x, int64_t n);
-  /* y[c] = factor[c * step] * x[c], or that added to y[c]; step is 0 or 1, y may be x. */
-  void (*scale_row)(float *y, const double *factor, int step, const float *x, int64_t n);
-  void (*add_scaled_row)(float *y, const double *factor, int step, const float *x, int64_t n);
+  void (*scale_rows)(const spt_scaling *);
 } spt_cpu_tier;
 
 /* The tier in use; never NULL. */

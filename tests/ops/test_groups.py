@@ -98,6 +98,54 @@ def test_weights_whose_squares_leave_float32(scale: float) -> None:
     )
 
 
+@pytest.mark.parametrize("pattern", ["tile", "row", "column", "tile:3x5", "head:8:in"])
+def test_groups_of_every_size_side_by_side(pattern: str) -> None:
+    """Each group is added in the range that it needs, whatever its neighbours hold."""
+    sizes = np.array([1.0, 0.0, 1e-41, 1e-38, 1e-30, 1e-19, 1e-10, 1e10, 1e19, 1e30, 2e37])
+    w = normal((96, 112))
+    down, across = as_pattern(pattern).mask_shape(w.shape)
+    scale = sizes[np.arange(down * across) % len(sizes)].reshape(down, across)
+    rows, cols = as_pattern(pattern).group_shape(w.shape)
+    w = (w * np.kron(scale, np.ones((rows, cols)))[:96, :112]).astype(np.float32)
+    norms = reference.group_norms(w, pattern=pattern)
+    with np.errstate(over="ignore"):
+        in_float32 = norms.astype(np.float32)
+    assert_allclose(sp.group_norms(w, pattern=pattern), in_float32, rtol=1e-6, atol=2e-45)
+    options: dict[str, Any] = {"pattern": pattern, "strength": 0.5}
+    exact = reference.group_lasso_grad(f64(w), **options)
+    assert_allclose(sp.group_lasso_grad(w, **options), exact, rtol=2e-6, atol=2e-45)
+    expected = reference.group_shrink_(f64(w), **options)
+    shrunk = sp.group_shrink_(w.copy(), **options)
+    assert_allclose(shrunk, expected, rtol=2e-5, atol=1e-6 * 0.5)
+
+
+@pytest.mark.parametrize("strength", [1e-300, 1e-40, 1e-33, 1e33, 1e60])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_factors_that_leave_float32(strength: float, dtype: str) -> None:
+    w = normal((33, 40), dtype=dtype)
+    w[:16, :16] *= np.asarray(1e-30, w.dtype)
+    options: dict[str, Any] = {"pattern": "tile", "strength": strength}
+    exact = reference.group_lasso_grad(f64(w), **options)
+    with np.errstate(over="ignore"):
+        exact = exact.astype(w.dtype)
+    got = sp.group_lasso_grad(w, **options)
+    assert_allclose(f64(got), f64(exact), rtol=ROUNDING[dtype], atol=1e-40)
+
+
+@pytest.mark.parametrize("offset", range(0, 20, 3))
+def test_where_an_array_begins_changes_no_bit(offset: int) -> None:
+    w = normal((48, 100))
+    memory = np.zeros(w.size + 32, np.float32)
+    moved = memory[offset : offset + w.size].reshape(w.shape)
+    moved[...] = w
+    for pattern in ("tile", "row", "column", "tile:5x7"):
+        assert_array_equal(sp.group_norms(moved, pattern=pattern), sp.group_norms(w, pattern=pattern))
+        assert_array_equal(
+            sp.group_lasso_grad(moved, pattern=pattern, strength=0.5),
+            sp.group_lasso_grad(w, pattern=pattern, strength=0.5),
+        )
+
+
 def test_strength_zero_changes_nothing() -> None:
     w = normal((33, 40))
     assert_array_equal(sp.group_shrink_(w.copy(), pattern="tile", strength=0.0), w)

@@ -13,59 +13,200 @@ typedef float half_vec_unaligned __attribute__((vector_size(VEC_BYTES / 2), alig
 static inline vec_double widen(const float *p) {
   return __builtin_convertvector(*(const half_vec_unaligned *)p, vec_double);
 }
-static inline void narrow(float *p, vec_double a) {
-  *(half_vec_unaligned *)p = __builtin_convertvector(a, half_vec_unaligned);
-}
 static inline vec_double load_double(const double *p) { return *(const vec_double_unaligned *)p; }
 
-/* Four rows for each load and store of the sums. The next four are fetched ahead: several streams
- * that each jump at the end of a row are more than the hardware's own prefetching follows (tiles of a
- * matrix in memory: 1.6 times the speed). */
-static void square_columns(double *sums, const float *x, int64_t stride, int64_t rows, int64_t n) {
-  for (int64_t r = 0; r < rows; r += 4) {
-    const float *row = x + r * stride;
-    int64_t here = rows - r < 4 ? rows - r : 4, c = 0;
-    for (; here == 4 && c + VEC_WIDTH <= n; c += VEC_WIDTH) {
+/* Storage as floats. */
+static inline __attribute__((always_inline)) vec load_storage(const void *x, const spt_dtype dtype,
+                                                              int64_t at) {
+  const uint16_t *half = (const uint16_t *)x + at;
+  return dtype == SPT_F16    ? vec_load_f16(half)
+         : dtype == SPT_BF16 ? vec_load_bf16(half)
+                             : vec_load((const float *)x + at);
+}
+
+/* The first n <= VEC_WIDTH elements, the rest zero. */
+static inline __attribute__((always_inline)) vec load_part(const void *x, const spt_dtype dtype,
+                                                           int64_t at, int64_t n) {
+  if (n == VEC_WIDTH) {
+    return load_storage(x, dtype, at);
+  }
+  if (dtype == SPT_F32) {
+    return vec_load_part((const float *)x + at, n);
+  }
+  uint16_t padded[VEC_WIDTH] = {0};
+  memcpy(padded, (const uint16_t *)x + at, (size_t)n * sizeof *padded);
+  return load_storage(padded, dtype, 0);
+}
+
+static inline __attribute__((always_inline)) void store_storage(void *y, const spt_dtype dtype,
+                                                                int64_t at, vec v) {
+  uint16_t *half = (uint16_t *)y + at;
+  if (dtype == SPT_F16) {
+    vec_store_f16(half, v);
+  } else if (dtype == SPT_BF16) {
+    vec_store_bf16(half, v);
+  } else {
+    vec_store((float *)y + at, v);
+  }
+}
+
+static inline __attribute__((always_inline)) void store_part(void *y, const spt_dtype dtype,
+                                                             int64_t at, vec v, int64_t n) {
+  if (n == VEC_WIDTH) {
+    store_storage(y, dtype, at, v);
+  } else if (dtype == SPT_F32) {
+    vec_store_part((float *)y + at, v, n);
+  } else {
+    uint16_t padded[VEC_WIDTH];
+    store_storage(padded, dtype, 0, v);
+    memcpy((uint16_t *)y + at, padded, (size_t)n * sizeof *padded);
+  }
+}
+
+/* A register, so that the compiler does not load again for a second use. */
+static inline vec once(vec a) {
+  __asm__("" : "+v"(a));
+  return a;
+}
+
+/* Elements up to the first that begins a register's worth of memory: NumPy's large arrays begin 16
+ * bytes into a cache line, and registers that cross lines take twice the time. */
+static inline __attribute__((always_inline)) int64_t head_of(const void *x, const spt_dtype dtype,
+                                                             int64_t n) {
+  int64_t head = dtype == SPT_F32 ? (int64_t)(-(uintptr_t)x / sizeof(float) % VEC_WIDTH) : 0;
+  return head < n ? head : n;
+}
+
+/* More rows at a time are more streams than the hardware's own prefetching follows. */
+#define SQUARE_ROWS 8
+
+static inline
+    __attribute__((always_inline)) void square_at(float *sums, uint32_t *bits, const void *x,
+                                                  const spt_dtype dtype, int64_t stride,
+                                                  const int rows, int64_t c, int64_t n, bool add) {
+  vec sum[2] = {{0}, {0}};
+  vec_int any = {0};
+#pragma GCC unroll 8
+  for (int r = 0; r < rows; r++) {
+    vec value = once(load_part(x, dtype, r * stride + c, n));
+    sum[r % 2] += value * value;
+    any |= (vec_int)value;
+  }
+  vec all = sum[0] + sum[1];
+  store_part(sums, SPT_F32, c, add ? load_part(sums, SPT_F32, c, n) + all : all, n);
+  store_part(bits, SPT_F32, c, (vec)((vec_int)load_part(bits, SPT_F32, c, n) | any), n);
+}
+
+static inline __attribute__((always_inline)) void square_some(float *sums, uint32_t *bits,
+                                                              const void *x, const spt_dtype dtype,
+                                                              int64_t stride, const int rows,
+                                                              int64_t n, bool add) {
+  int64_t c = head_of(x, dtype, n);
+  if (c > 0) {
+    square_at(sums, bits, x, dtype, stride, rows, 0, c, add);
+  }
+  for (; c + VEC_WIDTH <= n; c += VEC_WIDTH) {
+    square_at(sums, bits, x, dtype, stride, rows, c, VEC_WIDTH, add);
+  }
+  if (c < n) {
+    square_at(sums, bits, x, dtype, stride, rows, c, n - c, add);
+  }
+}
+
+static inline __attribute__((always_inline)) void square_all(float *sums, uint32_t *bits,
+                                                             const void *x, const spt_dtype dtype,
+                                                             int64_t stride, int64_t rows,
+                                                             int64_t n) {
+  const char *at = x;
+  int64_t r = 0, step = stride * (int64_t)(dtype == SPT_F32 ? sizeof(float) : sizeof(uint16_t));
+  for (; r + SQUARE_ROWS <= rows; r += SQUARE_ROWS) {
+    square_some(sums, bits, at + r * step, dtype, stride, SQUARE_ROWS, n, r > 0);
+  }
+  for (; r < rows; r++) {
+    square_some(sums, bits, at + r * step, dtype, stride, 1, n, r > 0);
+  }
+}
+
+static void square_columns(float *sums, uint32_t *bits, const void *x, spt_dtype dtype,
+                           int64_t stride, int64_t rows, int64_t n) {
+  if (dtype == SPT_F32) {
+    square_all(sums, bits, x, SPT_F32, stride, rows, n);
+  } else if (dtype == SPT_F16) {
+    square_all(sums, bits, x, SPT_F16, stride, rows, n);
+  } else {
+    square_all(sums, bits, x, SPT_BF16, stride, rows, n);
+  }
+}
+
+#define ROW_CHAINS 4
+#define ROW_BLOCK (16 * ROW_CHAINS * VEC_WIDTH) /* summed in float32 */
+
+static inline __attribute__((always_inline)) double square_row(uint32_t *bits, const void *x,
+                                                               const spt_dtype dtype, int64_t begin,
+                                                               int64_t n) {
+  double total = 0.0;
+  vec_int any[2] = {{0}, {0}};
+  for (int64_t block = 0; block < n; block += ROW_BLOCK) {
+    int64_t end = n - block < ROW_BLOCK ? n : block + ROW_BLOCK, c = block;
+    vec sum[ROW_CHAINS] = {{0}, {0}, {0}, {0}};
+    for (; c + ROW_CHAINS * VEC_WIDTH <= end; c += ROW_CHAINS * VEC_WIDTH) {
 #pragma GCC unroll 4
-      for (int k = 4; k < 8; k++) {
-        __builtin_prefetch(row + k * stride + c);
-      }
-#pragma GCC unroll 2
-      for (int64_t i = c; i < c + VEC_WIDTH; i += DOUBLES) {
-        vec_double a = widen(row + i), b = widen(row + stride + i);
-        vec_double d = widen(row + 2 * stride + i), e = widen(row + 3 * stride + i);
-        vec_double sum = load_double(sums + i) + a * a + b * b + d * d + e * e;
-        *(vec_double_unaligned *)(sums + i) = sum;
+      for (int k = 0; k < ROW_CHAINS; k++) {
+        vec value = once(load_storage(x, dtype, begin + c + k * VEC_WIDTH));
+        sum[k] += value * value;
+        any[k % 2] |= (vec_int)value;
       }
     }
-    for (int64_t k = 0; k < here; k++) {
-#pragma GCC ivdep
-      for (int64_t i = c; i < n; i++) {
-        sums[i] += (double)row[k * stride + i] * row[k * stride + i];
-      }
+    for (; c < end; c += VEC_WIDTH) {
+      vec value = load_part(x, dtype, begin + c, end - c < VEC_WIDTH ? end - c : VEC_WIDTH);
+      sum[0] += value * value;
+      any[0] |= (vec_int)value;
+    }
+    total += vec_sum((sum[0] + sum[1]) + (sum[2] + sum[3]));
+  }
+  *bits |= vec_or(any[0] | any[1]);
+  return total;
+}
+
+static void square_rows(double *sums, uint32_t *bits, const void *x, spt_dtype dtype,
+                        int64_t stride, int64_t rows, int64_t n) {
+  for (int64_t r = 0; r < rows; r++) {
+    if (dtype == SPT_F32) {
+      sums[r] += square_row(bits + r, x, SPT_F32, r * stride, n);
+    } else if (dtype == SPT_F16) {
+      sums[r] += square_row(bits + r, x, SPT_F16, r * stride, n);
+    } else {
+      sums[r] += square_row(bits + r, x, SPT_BF16, r * stride, n);
     }
   }
 }
 
-static double square_sum(const float *x, int64_t n) {
-  vec_double sum[4] = {0}; /* chains, so that the additions overlap */
-  int64_t c = 0;
-  for (; c + 4 * DOUBLES <= n; c += 4 * DOUBLES) {
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) {
-      vec_double value = widen(x + c + i * DOUBLES);
-      sum[i] += value * value;
+static void fold_columns(double *sums, const float *columns, int64_t n_groups, int64_t width) {
+  if (width == 1) {
+    for (int64_t g = 0; g < n_groups; g++) {
+      sums[g] += columns[g];
+    }
+    return;
+  }
+  for (int64_t g = 0; g < n_groups; g += VEC_WIDTH) {
+    int64_t here = n_groups - g < VEC_WIDTH ? n_groups - g : VEC_WIDTH;
+    float groups[VEC_WIDTH][VEC_WIDTH];
+    bool direct = width == VEC_WIDTH && here == VEC_WIDTH;
+    for (int64_t k = 0; !direct && k < here; k++) {
+      const float *from = columns + (g + k) * width;
+      vec sum = {0};
+      for (int64_t c = 0; c < width; c += VEC_WIDTH) {
+        sum += load_part(from, SPT_F32, c, width - c < VEC_WIDTH ? width - c : VEC_WIDTH);
+      }
+      vec_store(groups[k], sum);
+    }
+    const float *from = direct ? columns + g * width : groups[0];
+    float folded[VEC_WIDTH];
+    vec_store(folded, vec_sums((const float (*)[VEC_WIDTH])from));
+    for (int64_t k = 0; k < here; k++) {
+      sums[g + k] += folded[k];
     }
   }
-  vec_double all = (sum[0] + sum[1]) + (sum[2] + sum[3]);
-  double total = 0.0;
-  for (; c < n; c++) {
-    total += (double)x[c] * x[c];
-  }
-  for (int i = 0; i < DOUBLES; i++) {
-    total += all[i];
-  }
-  return total;
 }
 
 static void square_roots(double *sum, int64_t n) {
@@ -115,43 +256,112 @@ static void group_values(double *norm, const float *beta, spt_group_rule rule, d
   }
 }
 
+static bool narrow_factors(float *y, const double *x, int64_t n) {
+  vec_double_mask misfit = {0};
+  int64_t g = 0;
+  for (; g + DOUBLES <= n; g += DOUBLES) {
+    vec_double value = load_double(x + g);
+    vec_double size = (vec_double)((vec_double_mask)value & INT64_MAX);
+    misfit |=
+        ~((size >= (double)SPT_LEAST_FACTOR) & (size <= (double)SPT_MOST_FACTOR)) & ~(value == 0.0);
+    *(half_vec_unaligned *)(y + g) = __builtin_convertvector(value, half_vec_unaligned);
+  }
+  bool fits = vec_or((vec_int)misfit) == 0;
+  for (; g < n; g++) {
+    double size = fabs(x[g]);
+    fits &= (size >= SPT_LEAST_FACTOR && size <= SPT_MOST_FACTOR) || size == 0.0;
+    y[g] = (float)x[g];
+  }
+  return fits;
+}
+
+static void repeat_row(float *y, const float *x, int64_t n, int64_t times) {
+  for (int64_t i = 0; i < n; i++, y += times) {
+    vec all = vec_set(x[i]);
+    for (int64_t c = 0; c < times; c += VEC_WIDTH) {
+      vec_store(y + c, all);
+    }
+  }
+}
+
 static void narrow_row(float *y, const double *x, int64_t n) {
   for (int64_t c = 0; c < n; c++) {
     y[c] = (float)x[c];
   }
 }
 
-static inline __attribute__((always_inline)) void scale(float *y, const double *factor,
-                                                        const int step, const float *x, int64_t n,
-                                                        const bool add) {
-  int64_t c = 0;
-  vec_double one = {0};
-  one += factor[0];
-  for (; c + DOUBLES <= n; c += DOUBLES) {
-    if (add) { /* x comes from cache, y from memory: 4 KB ahead, add gains 1.3 times */
-      __builtin_prefetch(y + c + 1024, 1);
+static inline __attribute__((always_inline)) vec scaled_at(const void *y, const void *x,
+                                                           const spt_dtype dtype,
+                                                           const float *factor,
+                                                           const bool each_column, const bool add,
+                                                           int64_t c, int64_t n) {
+  vec scaled = each_column ? load_part(factor, SPT_F32, c, n) : vec_set(*factor);
+  scaled *= load_part(x, dtype, c, n);
+  return add ? load_part(y, dtype, c, n) + scaled : scaled;
+}
+
+static inline __attribute__((always_inline)) void scale_row(void *y, const void *x,
+                                                            const spt_dtype dtype,
+                                                            const float *factor,
+                                                            const bool each_column, const bool add,
+                                                            int64_t n) {
+  int64_t c = head_of(y, dtype, n);
+  if (c > 0) {
+    store_part(y, dtype, 0, scaled_at(y, x, dtype, factor, each_column, add, 0, c), c);
+  }
+  for (; c + 4 * VEC_WIDTH <= n; c += 4 * VEC_WIDTH) {
+    vec scaled[4];
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; k++) {
+      scaled[k] = scaled_at(y, x, dtype, factor, each_column, add, c + k * VEC_WIDTH, VEC_WIDTH);
     }
-    vec_double scaled = (step == 0 ? one : load_double(factor + c)) * widen(x + c);
-    narrow(y + c, add ? widen(y + c) + scaled : scaled);
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; k++) {
+      store_storage(y, dtype, c + k * VEC_WIDTH, scaled[k]);
+    }
   }
-  for (; c < n; c++) {
-    double scaled = factor[c * step] * x[c];
-    y[c] = (float)(add ? y[c] + scaled : scaled);
-  }
-}
-
-static void scale_row(float *y, const double *factor, int step, const float *x, int64_t n) {
-  if (step == 0) {
-    scale(y, factor, 0, x, n, false);
-  } else {
-    scale(y, factor, 1, x, n, false);
+  for (; c < n; c += VEC_WIDTH) {
+    int64_t here = n - c < VEC_WIDTH ? n - c : VEC_WIDTH;
+    store_part(y, dtype, c, scaled_at(y, x, dtype, factor, each_column, add, c, here), here);
   }
 }
 
-static void add_scaled_row(float *y, const double *factor, int step, const float *x, int64_t n) {
-  if (step == 0) {
-    scale(y, factor, 0, x, n, true);
+static inline __attribute__((always_inline)) void scale_each(const spt_scaling *s,
+                                                             const spt_dtype dtype,
+                                                             const bool each_column,
+                                                             const bool add) {
+  int64_t size = dtype == SPT_F32 ? sizeof(float) : sizeof(uint16_t);
+  int64_t n = s->cols, x_step = s->x_stride * size, y_step = s->y_stride * size;
+  const char *x = s->x;
+  char *y = s->y;
+  const float *factor = s->factor;
+  for (int64_t r = s->rows; r > 0; r--) {
+    scale_row(y, x, dtype, factor, each_column, add, n);
+    factor += s->row_step;
+    x += x_step;
+    y += y_step;
+  }
+}
+
+static inline __attribute__((always_inline)) void scale_all(const spt_scaling *s,
+                                                            const spt_dtype dtype) {
+  if (s->each_column && s->add) {
+    scale_each(s, dtype, true, true);
+  } else if (s->each_column) {
+    scale_each(s, dtype, true, false);
+  } else if (s->add) {
+    scale_each(s, dtype, false, true);
   } else {
-    scale(y, factor, 1, x, n, true);
+    scale_each(s, dtype, false, false);
+  }
+}
+
+static void scale_rows(const spt_scaling *s) {
+  if (s->dtype == SPT_F32) {
+    scale_all(s, SPT_F32);
+  } else if (s->dtype == SPT_F16) {
+    scale_all(s, SPT_F16);
+  } else {
+    scale_all(s, SPT_BF16);
   }
 }

@@ -77,6 +77,25 @@ static inline vec vec_max(vec a, vec b) { return (vec)_mm512_max_ps((__m512)a, (
 static inline vec vec_min(vec a, vec b) { return (vec)_mm512_min_ps((__m512)a, (__m512)b); }
 static inline vec vec_sqrt(vec a) { return (vec)_mm512_sqrt_ps((__m512)a); }
 static inline float vec_sum(vec a) { return _mm512_reduce_add_ps((__m512)a); }
+/* Lane g is the sum of v[g]. Each step halves how many lanes a sum is spread over, and how many
+ * registers hold them. */
+static inline __m512 vec_halve_lanes(__m512 a, __m512 b) {
+  return _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+}
+static inline vec vec_sums(const float (*v)[VEC_WIDTH]) {
+  __m512 quarter[4];
+#pragma GCC unroll 4
+  for (int g = 0; g < 4; g++) {
+    __m512 a = _mm512_loadu_ps(v[g]), b = _mm512_loadu_ps(v[g + 4]);
+    __m512 c = _mm512_loadu_ps(v[g + 8]), d = _mm512_loadu_ps(v[g + 12]);
+    a = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+    c = _mm512_add_ps(_mm512_shuffle_f32x4(c, d, 0x44), _mm512_shuffle_f32x4(c, d, 0xee));
+    quarter[g] = _mm512_add_ps(_mm512_shuffle_f32x4(a, c, 0x88), _mm512_shuffle_f32x4(a, c, 0xdd));
+  }
+  __m512 even = vec_halve_lanes(quarter[0], quarter[2]);
+  return (vec)vec_halve_lanes(even, vec_halve_lanes(quarter[1], quarter[3]));
+}
+static inline uint32_t vec_or(vec_int a) { return (uint32_t)_mm512_reduce_or_epi32((__m512i)a); }
 static inline vec vec_round(vec a) {
   return (vec)_mm512_roundscale_ps((__m512)a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
@@ -109,6 +128,24 @@ static inline float vec_sum(vec a) {
   __m128 half = _mm_add_ps(_mm256_castps256_ps128((__m256)a), _mm256_extractf128_ps((__m256)a, 1));
   half = _mm_add_ps(half, _mm_movehl_ps(half, half));
   return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
+}
+/* Lane g is the sum of v[g]. */
+static inline vec vec_sums(const float (*v)[VEC_WIDTH]) {
+  __m256 half[2];
+#pragma GCC unroll 2
+  for (int g = 0; g < 2; g++) {
+    __m256 a = _mm256_hadd_ps(_mm256_loadu_ps(v[4 * g]), _mm256_loadu_ps(v[4 * g + 1]));
+    __m256 b = _mm256_hadd_ps(_mm256_loadu_ps(v[4 * g + 2]), _mm256_loadu_ps(v[4 * g + 3]));
+    half[g] = _mm256_hadd_ps(a, b);
+  }
+  return (vec)_mm256_add_ps(_mm256_permute2f128_ps(half[0], half[1], 0x20),
+                            _mm256_permute2f128_ps(half[0], half[1], 0x31));
+}
+static inline uint32_t vec_or(vec_int a) {
+  __m128i half =
+      _mm_or_si128(_mm256_castsi256_si128((__m256i)a), _mm256_extracti128_si256((__m256i)a, 1));
+  half = _mm_or_si128(half, _mm_unpackhi_epi64(half, half));
+  return (uint32_t)(_mm_cvtsi128_si32(half) | _mm_extract_epi32(half, 1));
 }
 static inline vec vec_round(vec a) {
   return (vec)_mm256_round_ps((__m256)a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
