@@ -34,6 +34,8 @@ typedef struct spt_linear_problem {
   spt_matrix bias;     /* (1, out), or data NULL */
   spt_matrix residual; /* (n, out), or data NULL */
   spt_activation activation;
+  spt_dtype compute;    /* SPT_F32 or SPT_BF16 */
+  const void *prepared; /* what prepare_bf16 made of w.strips, or NULL */
 } spt_linear_problem;
 
 typedef struct spt_linear_backward_problem {
@@ -170,6 +172,8 @@ typedef struct spt_backend {
   const char *name;
 
   spt_status (*linear)(void *state, const spt_linear_problem *, spt_error *);
+  spt_status (*prepare_bf16)(void *state, const spt_strips *, void **prepared, spt_error *);
+  void (*prepared_free)(void *prepared);
   spt_status (*linear_backward)(void *state, const spt_linear_backward_problem *, spt_error *);
   spt_status (*attention)(void *state, const spt_attention_problem *, spt_error *);
   spt_status (*attention_backward)(void *state, const spt_attention_backward_problem *,

@@ -101,7 +101,9 @@ typedef struct spt_strips {
   const int64_t *value_ptr; /* (n_strips + 1): the strip's first kept column in values */
   const int32_t *run_start; /* first input column of a run */
   const int32_t *run_len;   /* columns in a run, at least 1 */
-  const float *values;      /* (n_columns, 16) */
+  const float *values;      /* (n_columns, 16), or NULL where they are stored in 16 bits: */
+  const uint16_t *half;     /* (n_columns, 16) */
+  spt_dtype half_dtype;     /* SPT_F16 or SPT_BF16 */
   const int32_t *rows;      /* (n_strips * 16) output row of each strip row, -1 for padding;
                                NULL: strip row r of strip s is output row 16 s + r */
 } spt_strips;
@@ -120,6 +122,12 @@ typedef struct spt_csr {
   const float *values;    /* (nnz) */
 } spt_csr;
 
+/* Strips in the form that a device's products in bfloat16 read: made once, and valid on its own. */
+typedef struct spt_prepared spt_prepared;
+SPT_WARN_UNUSED spt_status spt_prepare_bf16(spt_device *, const spt_strips *, spt_prepared **out,
+                                            spt_error *);
+void spt_prepared_free(spt_prepared *);
+
 /* ---- ops: one argument struct and one function per op ------------------------------------- */
 
 typedef enum spt_activation {
@@ -133,7 +141,10 @@ typedef enum spt_activation {
 /* y = act(x · wᵀ + bias) + residual. x (n, in), y (n, out), residual (n, out), bias (out).
  * Exactly one of dense, strips and csr is given; dense is (out, in). Or dense and strips, of one
  * shape: then the strips say which weights count and dense what they are; strips' values are not
- * read. What stored columns hold besides kept groups is dense's to have as zero. */
+ * read. What stored columns hold besides kept groups is dense's to have as zero.
+ *
+ * compute is SPT_F32, or SPT_BF16: x and w are rounded to bfloat16 and sums are float32; CSR stays
+ * float32. `prepared`, of the strips, then saves rounding w at each call. */
 typedef struct spt_linear_args {
   spt_tensor x, y;
   const spt_tensor *dense;
@@ -141,6 +152,8 @@ typedef struct spt_linear_args {
   const spt_csr *csr;
   const spt_tensor *bias, *residual;
   spt_activation activation;
+  spt_dtype compute;
+  const spt_prepared *prepared; /* or NULL */
 } spt_linear_args;
 SPT_WARN_UNUSED spt_status spt_linear(spt_device *, const spt_linear_args *, spt_error *);
 

@@ -98,6 +98,13 @@ static int64_t pair_place(bool by_rows, int64_t k, int64_t n, int64_t *row_strid
   return block * SPT_STRIP * 2 + (k - block) * 2;
 }
 
+static uint16_t stored_bf16(const spt_strips *w, int64_t i) {
+  if (w->values != NULL) {
+    return spt_bf16_of_float(w->values[i]);
+  }
+  return w->half_dtype == SPT_BF16 ? w->half[i] : spt_bf16_of_float(spt_float_of_f16(w->half[i]));
+}
+
 struct fill_job {
   struct owned_strips *o;
   const spt_strips *from;
@@ -110,7 +117,7 @@ static void fill_strip(void *context, int64_t strip, int worker) {
   const spt_cpu_tier *tier = job->o->strips.tier;
   int64_t at = job->o->run_ptr[strip], pairs = job->o->value_ptr[strip], first, end;
   int64_t run = from->run_ptr[strip];
-  const float *weight = from->values + from->value_ptr[strip] * SPT_STRIP;
+  int64_t weight = from->value_ptr[strip] * SPT_STRIP;
   struct granule_runs g = runs_of(from, strip, tier);
   for (; next_run(&g, &first, &end); at++) {
     int64_t start = first * tier->bf16_granule, n = (end - first) * tier->bf16_granule;
@@ -123,7 +130,7 @@ static void fill_strip(void *context, int64_t strip, int worker) {
         int64_t column = from->run_start[run] + k, row_stride;
         int64_t place = pair_place(tier->bf16_by_rows, column / 2 - start, n, &row_stride);
         for (int r = 0; r < SPT_STRIP; r++) {
-          to[place + r * row_stride + column % 2] = spt_bf16_of_float(weight[r]);
+          to[place + r * row_stride + column % 2] = stored_bf16(from, weight + r);
         }
       }
     }

@@ -1,9 +1,10 @@
-/* linear on the CPU: rows of the caller's arrays become panels, strips (or CSR rows) times panels
- * give panels, and those become rows again.
+/* linear on the CPU: rows of the caller's arrays become panels, weights times panels give panels, and
+ * those become rows again.
  *
  * A dense matrix is cut into strips on every call: one pass over the weights, against one per token
  * for the product itself. Pack it once (a matrix without a mask) where that pass matters. */
 #include "../integer.h"
+#include "bf16.h"
 #include "half.h"
 #include "ops.h"
 #include "pool.h"
@@ -12,83 +13,173 @@
 #include "tier.h"
 #include "weight_strips.h"
 
-#define BLOCK_PANELS 3 /* of a task: 96 tokens of 384 and 1536 features are 0.7 MB */
+#define CHUNK_PANELS 64 /* 1024 tokens at a time bound the workspace */
 
 struct linear_job {
   const spt_cpu_tier *tier;
   const spt_linear_problem *p;
-  spt_panel_product product; /* of all panels, where they are few */
-  float *workspace;          /* of each worker, or of all panels: x, y, residual */
-  int64_t n_panels;          /* that a workspace holds */
+  spt_panel_product product;
+  float *x;          /* panels of the chunk */
+  uint16_t *x_pairs; /* the same in bfloat16, where that is multiplied */
+  float *y;          /* panels of the chunk, where a block's rows are not neighbours; else NULL */
+  int64_t first_row; /* of the chunk */
+  int64_t n_panels;  /* in the chunk */
 };
 
-/* The product on panels [0, n) of a workspace. */
-static spt_panel_product lay_out(const struct linear_job *job, float *workspace) {
-  const spt_linear_problem *p = job->p;
-  spt_panel_product product = job->product;
-  float *y = workspace + job->n_panels * p->w.in * SPT_LANES;
-  product.x = workspace;
-  product.y = y;
-  product.x_stride = p->w.in * SPT_LANES;
-  product.y_stride = product.residual_stride = p->w.out * SPT_LANES;
-  if (p->residual.data != NULL) {
-    product.residual = y + job->n_panels * product.y_stride;
-  }
-  return product;
+/* Rows of bfloat16 as rows of words of two: what turns rows into panels makes pairs of them. */
+static bool as_words(const spt_matrix *x, spt_matrix *words) {
+  *words = (spt_matrix){.data = x->data,
+                        .dtype = SPT_F32,
+                        .rows = x->rows,
+                        .cols = x->cols / 2,
+                        .row = x->row / 2,
+                        .col = 1};
+  return x->dtype == SPT_BF16 && x->col == 1 && x->row % 2 == 0 && x->cols % 2 == 0 &&
+         (uintptr_t)x->data % 4 == 0;
 }
-
-static int64_t workspace_columns(const struct linear_job *job) {
-  const spt_linear_problem *p = job->p;
-  return job->n_panels * (p->w.in + p->w.out * (p->residual.data != NULL ? 2 : 1));
-}
-
-static void pack_panel(const struct linear_job *job, const spt_panel_product *product,
-                       int64_t panel, int64_t row) {
-  const spt_linear_problem *p = job->p;
-  job->tier->panel_pack((float *)product->x + panel * product->x_stride, &p->x, row);
-  if (product->residual != NULL) {
-    job->tier->panel_pack((float *)product->residual + panel * product->y_stride, &p->residual,
-                          row);
-  }
-}
-
-/* Few panels: each step is split over the workers by itself, the product by strips. */
 
 static void pack_rows(void *context, int64_t panel, int worker) {
   (void)worker;
   const struct linear_job *job = context;
-  pack_panel(job, &job->product, panel, panel * SPT_LANES);
+  const spt_matrix *x = &job->p->x;
+  int64_t row = job->first_row + panel * SPT_LANES;
+  float *to = job->x + panel * x->cols * SPT_LANES;
+  if (job->x_pairs == NULL) {
+    job->tier->panel_pack(to, x, row);
+    return;
+  }
+  uint16_t *pairs = job->x_pairs + panel * job->product.x_stride;
+  spt_matrix words;
+  if (as_words(x, &words)) {
+    job->tier->panel_pack((float *)pairs, &words, row);
+  } else {
+    job->tier->panel_pack(to, x, row);
+    job->tier->panel_narrow(pairs, to, x->cols);
+  }
+  spt_clear_pair_padding(pairs, x->cols, 1);
+}
+
+static spt_matrix columns_of(const spt_matrix *m, int64_t first, int64_t n) {
+  spt_matrix part = *m;
+  part.data = (char *)m->data + first * m->col * (int64_t)spt_dtype_size(m->dtype);
+  part.cols = n;
+  return part;
+}
+
+/* One block of the product and straight back to rows: its results never leave the cache as panels. */
+static void multiply_block(void *context, int64_t task, int worker) {
+  (void)worker;
+  const struct linear_job *job = context;
+  float y[SPT_BLOCK_PANELS * SPT_BLOCK_UNITS * SPT_STRIP * SPT_LANES] __attribute__((aligned(64)));
+  spt_panel_product product = job->product;
+  spt_product_block b = spt_product_block_at(spt_product_units(&product), job->n_panels, task);
+  int64_t first = b.begin * SPT_STRIP, end = spt_min(b.end * SPT_STRIP, job->p->w.out);
+  int64_t stride = (end - first) * SPT_LANES, panels = b.panel_end - b.panel;
+  int64_t row = job->first_row + b.panel * SPT_LANES;
+  spt_matrix out = columns_of(&job->p->y, first, end - first);
+  product.first_row = first;
+  product.y = y;
+  product.y_stride = stride;
+  if (job->p->residual.data != NULL) { /* in y's own place: each is read before it is written */
+    spt_matrix residual = columns_of(&job->p->residual, first, end - first);
+    for (int64_t q = 0; q < panels; q++) {
+      job->tier->panel_pack(y + q * stride, &residual, row + q * SPT_LANES);
+    }
+    product.residual = y;
+    product.residual_stride = stride;
+  }
+  if (product.x != NULL) {
+    product.x += b.panel * product.x_stride;
+  } else {
+    product.x_pairs += b.panel * product.x_stride;
+  }
+  spt_product_run_block(&product, b.begin, b.end, 0, panels);
+  for (int64_t q = 0; q < panels; q++) {
+    job->tier->panel_unpack(&out, row + q * SPT_LANES, y + q * stride);
+  }
+}
+
+/* Where rows were dropped, a block's rows are not neighbours: the whole width, then back to rows. */
+static void pack_residual(void *context, int64_t panel, int worker) {
+  (void)worker;
+  const struct linear_job *job = context;
+  job->tier->panel_pack(job->y + panel * job->product.y_stride, &job->p->residual,
+                        job->first_row + panel * SPT_LANES);
 }
 
 static void unpack_rows(void *context, int64_t panel, int worker) {
   (void)worker;
   const struct linear_job *job = context;
-  job->tier->panel_unpack(&job->p->y, panel * SPT_LANES,
-                          job->product.y + panel * job->product.y_stride);
+  job->tier->panel_unpack(&job->p->y, job->first_row + panel * SPT_LANES,
+                          job->y + panel * job->product.y_stride);
 }
 
-/* Many panels: a task takes a few through all steps, and they stay in its core's cache. */
-static void multiply_rows(void *context, int64_t block, int worker) {
-  const struct linear_job *job = context;
-  const spt_linear_problem *p = job->p;
-  spt_panel_product product =
-      lay_out(job, job->workspace + worker * workspace_columns(job) * SPT_LANES);
-  int64_t row = block * job->n_panels * SPT_LANES;
-  int64_t n = spt_min(spt_ceil_div(p->x.rows - row, SPT_LANES), job->n_panels);
-  for (int64_t i = 0; i < n; i++) {
-    pack_panel(job, &product, i, row + i * SPT_LANES);
+static void multiply_scattered(struct linear_job *job) {
+  job->product.y = job->y;
+  job->product.y_stride = job->p->w.out * SPT_LANES;
+  if (job->p->residual.data != NULL) {
+    spt_parallel_for(job->n_panels, pack_residual, job);
+    job->product.residual = job->y;
+    job->product.residual_stride = job->product.y_stride;
   }
-  if (product.strips != NULL) {
-    job->tier->panel_linear(&product, 0, product.strips->n_strips, 0, n);
+  spt_product_run(&job->product, 0, spt_product_units(&job->product), job->n_panels);
+  spt_parallel_for(job->n_panels, unpack_rows, job);
+}
+
+static void run_forward(struct linear_job *job) {
+  int64_t n = job->p->x.rows;
+  for (job->first_row = 0; job->first_row < n; job->first_row += CHUNK_PANELS * SPT_LANES) {
+    job->n_panels = spt_min(spt_ceil_div(n - job->first_row, SPT_LANES), CHUNK_PANELS);
+    spt_parallel_for(job->n_panels, pack_rows, job);
+    if (job->y != NULL) {
+      multiply_scattered(job);
+    } else {
+      int64_t units = spt_product_units(&job->product);
+      spt_parallel_for(spt_product_blocks(units, job->n_panels), multiply_block, job);
+    }
+  }
+}
+
+spt_status spt_cpu_prepare_bf16(void *state, const spt_strips *strips, void **prepared,
+                                spt_error *err) {
+  (void)state;
+  spt_strips_bf16 *made;
+  SPT_TRY(spt_strips_bf16_create("linear", strips, spt_cpu_tier_in_use(), &made, err));
+  *prepared = made;
+  return SPT_OK;
+}
+
+void spt_cpu_prepared_free(void *prepared) { spt_strips_bf16_free(prepared); }
+
+/* What of a product's weights is made for this call alone. */
+struct own_weights {
+  spt_weight_strips strips;
+  spt_strips_bf16 *bf16;
+};
+
+static spt_status choose_weights(const char *op, const spt_linear_problem *p,
+                                 struct own_weights *own, spt_panel_product *product,
+                                 spt_error *err) {
+  if (p->w.csr != NULL) {
+    product->csr = p->w.csr;
+    return SPT_OK;
+  }
+  if (p->compute == SPT_BF16 && p->prepared != NULL) {
+    product->strips_bf16 = p->prepared;
+    return SPT_OK;
+  }
+  SPT_TRY(spt_strips_of(op, &p->w, &own->strips, err));
+  if (p->compute == SPT_BF16) {
+    SPT_TRY(
+        spt_strips_bf16_create(op, &own->strips.strips, spt_cpu_tier_in_use(), &own->bf16, err));
+    product->strips_bf16 = own->bf16;
   } else {
-    job->tier->panel_csr(&product, 0, p->w.out, 0, n);
+    product->strips = &own->strips.strips;
   }
-  for (int64_t i = 0; i < n; i++) {
-    job->tier->panel_unpack(&p->y, row + i * SPT_LANES, product.y + i * product.y_stride);
-  }
+  return SPT_OK;
 }
 
-static float *load_row(const char *op, const spt_matrix *m, spt_status *status, spt_error *err) {
+static float *load_bias(const char *op, const spt_matrix *m, spt_status *status, spt_error *err) {
   if (m->data == NULL) {
     return NULL;
   }
@@ -99,27 +190,22 @@ static float *load_row(const char *op, const spt_matrix *m, spt_status *status, 
   return to;
 }
 
-static spt_status run_forward(const char *op, struct linear_job *job, spt_error *err) {
-  spt_status status = SPT_OK;
-  int workers = spt_pool_width();
-  int64_t panels = spt_ceil_div(job->p->x.rows, SPT_LANES);
-  bool many = panels >= 2 * workers * BLOCK_PANELS;
-  job->n_panels = many ? BLOCK_PANELS : panels;
-  job->workspace = spt_scratch(op, workspace_columns(job) * (many ? workers : 1),
-                               SPT_LANES * sizeof(float), &status, err);
-  if (status != SPT_OK) {
-    return status;
-  }
-  if (many) {
-    spt_parallel_for_workers(spt_ceil_div(panels, BLOCK_PANELS), workers, multiply_rows, job);
+static void allocate(const char *op, struct linear_job *job, spt_status *status, spt_error *err) {
+  const spt_linear_problem *p = job->p;
+  int64_t panels = spt_min(spt_ceil_div(p->x.rows, SPT_LANES), CHUNK_PANELS);
+  job->x = spt_scratch(op, panels * p->w.in, SPT_LANES * sizeof(float), status, err);
+  if (job->product.strips_bf16 != NULL) {
+    int64_t features = spt_pair_panel_features(p->w.in);
+    job->x_pairs = spt_scratch(op, panels * features, SPT_LANES * sizeof(uint16_t), status, err);
+    job->product.x_pairs = job->x_pairs;
+    job->product.x_stride = features * SPT_LANES;
   } else {
-    job->product = lay_out(job, job->workspace);
-    spt_parallel_for(panels, pack_rows, job);
-    spt_product_run(&job->product, 0, spt_product_units(&job->product), panels);
-    spt_parallel_for(panels, unpack_rows, job);
+    job->product.x = job->x;
+    job->product.x_stride = p->w.in * SPT_LANES;
   }
-  spt_scratch_free(job->workspace);
-  return SPT_OK;
+  if (p->w.strips != NULL && p->w.strips->rows != NULL) {
+    job->y = spt_scratch(op, panels * p->w.out, SPT_LANES * sizeof(float), status, err);
+  }
 }
 
 spt_status spt_cpu_linear(void *state, const spt_linear_problem *p, spt_error *err) {
@@ -128,22 +214,23 @@ spt_status spt_cpu_linear(void *state, const spt_linear_problem *p, spt_error *e
   if (p->x.rows == 0 || p->w.out == 0) {
     return SPT_OK;
   }
-  spt_status status = SPT_OK;
-  spt_weight_strips weight = {0};
-  if (p->w.csr == NULL) {
-    SPT_TRY(spt_strips_of(op, &p->w, &weight, err));
-  }
-  float *bias = load_row(op, &p->bias, &status, err);
-  struct linear_job job = {.tier = spt_cpu_tier_in_use(),
-                           .p = p,
-                           .product = {.strips = p->w.csr == NULL ? &weight.strips : NULL,
-                                       .csr = p->w.csr,
-                                       .bias = bias,
-                                       .activation = p->activation}};
+  struct own_weights own = {0};
+  struct linear_job job = {.tier = spt_cpu_tier_in_use(), .p = p};
+  job.product.activation = p->activation;
+  spt_status status = choose_weights(op, p, &own, &job.product, err);
   if (status == SPT_OK) {
-    status = run_forward(op, &job, err);
+    allocate(op, &job, &status, err);
+  }
+  float *bias = status == SPT_OK ? load_bias(op, &p->bias, &status, err) : NULL;
+  if (status == SPT_OK) {
+    job.product.bias = bias;
+    run_forward(&job);
   }
   spt_scratch_free(bias);
-  spt_free_weight_strips(&weight);
+  spt_scratch_free(job.x);
+  spt_scratch_free(job.x_pairs);
+  spt_scratch_free(job.y);
+  spt_strips_bf16_free(own.bf16);
+  spt_free_weight_strips(&own.strips);
   return status;
 }

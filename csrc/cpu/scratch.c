@@ -51,8 +51,8 @@ static void *take(size_t bytes) {
 void *spt_scratch(const char *op, int64_t count, size_t size, spt_status *status, spt_error *err) {
   size_t bytes;
   void *p = NULL;
-  bool counted = count >= 0 && !__builtin_mul_overflow((size_t)count, size, &bytes) &&
-                 bytes <= SIZE_MAX / 2;
+  bool counted =
+      count >= 0 && !__builtin_mul_overflow((size_t)count, size, &bytes) && bytes <= SIZE_MAX / 2;
   if (counted) {
     bytes = (bytes + 127) & ~(size_t)63;
     p = take(bytes);

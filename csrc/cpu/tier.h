@@ -40,6 +40,7 @@ typedef struct spt_panel_product {
   /* Instead of y, for strips_bf16: rows before pair_rows (even) as pairs, the others as rows. */
   uint16_t *y_bf16;
   int64_t pair_rows;
+  int64_t first_row; /* of y and residual: output row r is their row r - first_row */
   int64_t x_stride, y_stride, residual_stride;
   spt_activation activation;
 } spt_panel_product;

@@ -41,6 +41,15 @@ static void gather_strip(void *context, int64_t strip, int worker) {
   }
 }
 
+static void widen_strip(void *context, int64_t strip, int worker) {
+  (void)worker;
+  const spt_weight_strips *to = context;
+  const spt_strips *s = &to->strips;
+  int64_t begin = s->value_ptr[strip] * SPT_STRIP, end = s->value_ptr[strip + 1] * SPT_STRIP;
+  spt_cpu_tier_in_use()->load_row(to->values + begin, s->half + begin, s->half_dtype, 1,
+                                  end - begin);
+}
+
 static spt_status index_dense(const char *op, const spt_matrix *w, spt_weight_strips *to,
                               spt_error *err) {
   spt_status status = SPT_OK;
@@ -79,7 +88,7 @@ spt_status spt_strips_of(const char *op, const spt_weight *w, spt_weight_strips 
   } else {
     SPT_TRY(index_dense(op, &w->dense, to, err));
   }
-  if (w->dense.data == NULL && w->strips != NULL) {
+  if (w->dense.data == NULL && to->strips.values != NULL) {
     return SPT_OK;
   }
   to->values = spt_scratch(op, to->strips.n_columns, SPT_STRIP * sizeof(float), &status, err);
@@ -88,6 +97,10 @@ spt_status spt_strips_of(const char *op, const spt_weight *w, spt_weight_strips 
     return status;
   }
   to->strips.values = to->values;
+  if (w->dense.data == NULL) {
+    spt_parallel_for(to->strips.n_strips, widen_strip, to);
+    return SPT_OK;
+  }
   spt_parallel_for(to->strips.n_strips, gather_strip,
                    &(struct gather_job){&w->dense, &to->strips, to->values});
   return SPT_OK;

@@ -10,8 +10,9 @@ typedef struct spt_weight_strips {
   float *values; /* likewise */
 } spt_weight_strips;
 
-/* Strips of a weight that is not CSR. A dense matrix is cut, and of one with strips beside it the
- * kept weights are gathered: one pass. On failure there is nothing to free. */
+/* Strips of a weight that is not CSR, with values in float32. A dense matrix is cut, of one with
+ * strips beside it the kept weights are gathered, and values in 16 bits are widened: one pass. On
+ * failure there is nothing to free. */
 SPT_WARN_UNUSED spt_status spt_strips_of(const char *op, const spt_weight *, spt_weight_strips *,
                                          spt_error *);
 

@@ -1,4 +1,6 @@
 /* linear and linear_backward: y = act(x · wᵀ + bias) + residual, and its gradients. */
+#include <stdlib.h>
+
 #include "check.h"
 
 static spt_status weight_of(const char *op, const spt_tensor *dense, const spt_strips *strips,
@@ -35,9 +37,46 @@ static spt_status check_rows(const char *op, const char *arg, const spt_tensor *
   return spt_check_dim(op, arg, t, 0, n, err);
 }
 
+struct spt_prepared {
+  spt_device *device;
+  void *weights; /* the backend's */
+};
+
+spt_status spt_prepare_bf16(spt_device *device, const spt_strips *strips, spt_prepared **out,
+                            spt_error *err) {
+  const char *op = "linear";
+  SPT_TRY(spt_check_slot(op, device, device->backend->prepare_bf16 != NULL, err));
+  spt_prepared *prepared = calloc(1, sizeof *prepared);
+  if (prepared == NULL) {
+    return spt_fail(err, SPT_OUT_OF_MEMORY, "%s: no memory", op);
+  }
+  prepared->device = device;
+  spt_status status = device->backend->prepare_bf16(device->state, strips, &prepared->weights, err);
+  if (status != SPT_OK) {
+    free(prepared);
+    return status;
+  }
+  *out = prepared;
+  return SPT_OK;
+}
+
+void spt_prepared_free(spt_prepared *prepared) {
+  if (prepared != NULL) {
+    prepared->device->backend->prepared_free(prepared->weights);
+    free(prepared);
+  }
+}
+
 spt_status spt_linear(spt_device *device, const spt_linear_args *a, spt_error *err) {
   const char *op = "linear";
-  spt_linear_problem p = {.activation = a->activation};
+  spt_linear_problem p = {.activation = a->activation, .compute = a->compute};
+  if (a->compute != SPT_F32 && a->compute != SPT_BF16) {
+    return spt_fail(err, SPT_INVALID_VALUE, "%s: compute is %s, expected float32 or bfloat16", op,
+                    spt_dtype_name(a->compute));
+  }
+  if (a->prepared != NULL && a->prepared->device == device) {
+    p.prepared = a->prepared->weights;
+  }
   SPT_TRY(weight_of(op, a->dense, a->strips, a->csr, &p.w, err));
   SPT_TRY(spt_check_ndim(op, "x", &a->x, 2, err));
   int64_t n = a->x.shape[0];

@@ -12,7 +12,7 @@ static void panel_csr(const spt_panel_product *p, int64_t row_begin, int64_t row
           sum[l] += w->values[i] * x[l];
         }
       }
-      int64_t at = row * SPT_LANES;
+      int64_t at = (row - p->first_row) * SPT_LANES;
       finish_row(p->y + panel * p->y_stride + at, sum,
                  p->residual != NULL ? p->residual + panel * p->residual_stride + at : NULL,
                  p->bias != NULL ? p->bias[row] : 0.0f, p->activation);

@@ -46,7 +46,7 @@ static void panel_linear(const spt_panel_product *p, int64_t strip_begin, int64_
             }
           }
         }
-        int64_t at = row * SPT_LANES;
+        int64_t at = (row - p->first_row) * SPT_LANES;
         finish_row(p->y + panel * p->y_stride + at, sum,
                    p->residual != NULL ? p->residual + panel * p->residual_stride + at : NULL,
                    p->bias != NULL ? p->bias[row] : 0.0f, p->activation);
@@ -103,7 +103,8 @@ static void panel_linear_bf16(const spt_panel_product *p, int64_t strip_begin, i
         }
         float sum[SPT_LANES] = {0}, narrow[SPT_LANES];
         sum_row_bf16(sum, w, strip, r, p->x_pairs + panel * p->x_stride);
-        float *y = p->y_bf16 != NULL ? narrow : p->y + panel * p->y_stride + row * SPT_LANES;
+        int64_t at = (row - p->first_row) * SPT_LANES;
+        float *y = p->y_bf16 != NULL ? narrow : p->y + panel * p->y_stride + at;
         finish_row(
             y, sum,
             p->residual != NULL ? p->residual + panel * p->residual_stride + row * SPT_LANES : NULL,

@@ -34,7 +34,8 @@ static void panel_csr(const spt_panel_product *p, int64_t row_begin, int64_t row
         }
       }
       for (int v = 0; v < here * VECS; v++) {
-        int64_t q = panel + v / (VECS), at = row * SPT_LANES + v % (VECS)*VEC_WIDTH;
+        int64_t q = panel + v / (VECS),
+                at = (row - p->first_row) * SPT_LANES + v % (VECS)*VEC_WIDTH;
         vec y = vec_activate(sum[v], p->activation);
         if (p->residual != NULL) {
           y += vec_load(p->residual + q * p->residual_stride + at);

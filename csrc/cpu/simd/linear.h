@@ -31,7 +31,8 @@ static inline vec finish(const spt_panel_product *p, vec sum, int64_t row, int64
   vec bias = vec_set(p->bias != NULL ? p->bias[row] : 0.0f);
   vec y = vec_activate(sum + bias, p->activation);
   if (p->residual != NULL) {
-    y += vec_load(p->residual + q * p->residual_stride + row * SPT_LANES + lane);
+    int64_t at = (row - p->first_row) * SPT_LANES + lane;
+    y += vec_load(p->residual + q * p->residual_stride + at);
   }
   return y;
 }
@@ -64,7 +65,7 @@ static void finish_rows(const spt_panel_product *p, const spt_strips *w, int64_t
       int lane = v % (VECS)*VEC_WIDTH;
       vec y = finish(p, vec_load(product[r] + v * VEC_WIDTH), row, q, lane);
       if (p->y_bf16 == NULL) {
-        vec_store(p->y + q * p->y_stride + row * SPT_LANES + lane, y);
+        vec_store(p->y + q * p->y_stride + (row - p->first_row) * SPT_LANES + lane, y);
       } else if (pair) {
         vec odd = finish(p, vec_load(product[r + 1] + v * VEC_WIDTH), row + 1, q, lane);
         vec_store_pairs(p->y_bf16 + q * p->y_stride + row * SPT_LANES + 2 * lane,
