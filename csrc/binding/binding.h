@@ -58,6 +58,9 @@ SPT_PY_DECLARE(attention_backward);
 SPT_PY_DECLARE(strips);
 SPT_PY_DECLARE(csr);
 
+/* The strips in a capsule as products in bfloat16 read them; NULL where that is made at each call. */
+SPT_WARN_UNUSED spt_status spt_py_prepared(PyObject *capsule, const spt_prepared **, spt_error *);
+
 /* The strips' values go, and their shape stays: for an encoder that keeps weights in another form. */
 void spt_py_drop_values(PyObject *capsule);
 

@@ -21,7 +21,7 @@ static int weight_of(PyObject *object, const char *op, spt_py_view *dense,
   return spt_py_view_of(dense, object, op, "w");
 }
 
-/* linear(x, w, out, bias or None, residual or None, activation) */
+/* linear(x, w, out, bias or None, residual or None, activation, whether in bfloat16) */
 PyObject *spt_py_linear(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
   (void)self;
   const char *op = "linear";
@@ -31,9 +31,10 @@ PyObject *spt_py_linear(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
   spt_error err;
   spt_status status = SPT_OK;
   PyObject *result = NULL;
-  if (spt_py_check_count(op, nargs, 6) < 0) {
+  if (spt_py_check_count(op, nargs, 7) < 0) {
     return NULL;
   }
+  a.compute = PyObject_IsTrue(args[6]) == 1 ? SPT_BF16 : SPT_F32;
   a.activation = (spt_activation)PyLong_AsLong(args[5]);
   if (PyErr_Occurred() || spt_py_view_of(&v[X], args[0], op, "x") < 0 ||
       weight_of(args[1], op, &v[W], &a.strips, &a.csr) < 0 ||
@@ -47,6 +48,11 @@ PyObject *spt_py_linear(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
   a.dense = spt_py_optional(&v[W]);
   a.bias = spt_py_optional(&v[BIAS]);
   a.residual = spt_py_optional(&v[RESIDUAL]);
+  if (a.compute == SPT_BF16 && PyCapsule_IsValid(args[1], SPT_PY_STRIPS) &&
+      (status = spt_py_prepared(args[1], &a.prepared, &err)) != SPT_OK) {
+    spt_py_raise(status, &err);
+    goto done;
+  }
   SPT_PY_CALL(status, spt_linear(spt_cpu_device(), &a, &err));
   result = status == SPT_OK ? Py_NewRef(Py_None) : spt_py_raise(status, &err);
 done:

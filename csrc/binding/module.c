@@ -21,6 +21,12 @@ static PyObject *cpu_tier(PyObject *self, PyObject *ignored) {
   return Py_BuildValue("ssN", spt_cpu_tier_name(), spt_cpu_tier_reason(), names);
 }
 
+static PyObject *bf16_is_native(PyObject *self, PyObject *ignored) {
+  (void)self;
+  (void)ignored;
+  return PyBool_FromLong(spt_cpu_bf16_is_native());
+}
+
 static PyObject *select_cpu_tier(PyObject *self, PyObject *name) {
   (void)self;
   spt_error err;
@@ -75,9 +81,12 @@ static PyMethodDef methods[] = {
                   "attention_backward(q, k, v, out, mask, bias, lengths, offsets, kv_offsets, lse, "
                   "grad, dq, dk, dv, dbias, causal, window_left, window_right, scale, dropout, "
                   "seed)"),
-    SPT_PY_METHOD(strips, "strips(out, in, run_ptr, value_ptr, run_start, run_len, values, rows)"),
+    SPT_PY_METHOD(strips,
+                  "strips(out, in, run_ptr, value_ptr, run_start, run_len, values, rows, "
+                  "dtype)"),
     SPT_PY_METHOD(csr, "csr(out, in, row_ptr, col, values)"),
     {"cpu_tier", cpu_tier, METH_NOARGS, "(tier in use, why, tiers that run here)"},
+    {"bf16_is_native", bf16_is_native, METH_NOARGS, "whether the tier multiplies bfloat16 itself"},
     {"select_cpu_tier", select_cpu_tier, METH_O, "select_cpu_tier(name)"},
     {"num_threads", num_threads, METH_NOARGS, "threads of the CPU backend"},
     {"set_num_threads", set_num_threads, METH_O, "set_num_threads(n)"},

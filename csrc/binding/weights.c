@@ -1,5 +1,6 @@
 /* Packed weights: index arrays are checked here, once, so that no product can read out of bounds. */
 #include <stdlib.h>
+#include <string.h>
 
 #include "numpy_api.h"
 
@@ -12,6 +13,7 @@ typedef struct packed {
     spt_csr csr;
   } weight;
   PyObject *arrays[MAX_ARRAYS];
+  spt_prepared *bf16; /* of strips stored in 16 bits, made when first wanted, under the GIL */
 } packed;
 
 static void free_packed(PyObject *capsule) {
@@ -19,6 +21,7 @@ static void free_packed(PyObject *capsule) {
   for (int i = 0; i < MAX_ARRAYS; i++) {
     Py_XDECREF(p->arrays[i]);
   }
+  spt_prepared_free(p->bf16);
   free(p);
 }
 
@@ -115,21 +118,38 @@ void spt_py_drop_values(PyObject *capsule) {
   Py_CLEAR(p->arrays[VALUES]);
 }
 
-/* strips(out, in, run_ptr, value_ptr, run_start, run_len, values, rows or None) */
+/* Only what is stored in 16 bits is kept in another form too: float32 values may change. */
+spt_status spt_py_prepared(PyObject *capsule, const spt_prepared **prepared, spt_error *err) {
+  packed *p = PyCapsule_GetPointer(capsule, SPT_PY_STRIPS);
+  if (p->weight.strips.values == NULL && p->bf16 == NULL) {
+    SPT_TRY(spt_prepare_bf16(spt_cpu_device(), &p->weight.strips, &p->bf16, err));
+  }
+  *prepared = p->bf16;
+  return SPT_OK;
+}
+
+/* strips(out, in, run_ptr, value_ptr, run_start, run_len, values, rows or None,
+ *        the values' dtype); values in 16 bits come as uint16 */
 PyObject *spt_py_strips(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
   (void)self;
-  if (spt_py_check_count("strips", nargs, 8) < 0) {
+  if (spt_py_check_count("strips", nargs, 9) < 0) {
     return NULL;
   }
   int64_t out, in;
   if (shape_of(args, &out, &in) < 0) {
     return NULL;
   }
+  const char *dtype = PyUnicode_AsUTF8(args[8]);
+  if (dtype == NULL) {
+    return NULL;
+  }
+  bool f16 = strcmp(dtype, "float16") == 0, bf16 = strcmp(dtype, "bfloat16") == 0;
   PyArrayObject *run_ptr = array_of(args[2], NPY_INT64, 1, "run_ptr");
   PyArrayObject *value_ptr = run_ptr ? array_of(args[3], NPY_INT64, 1, "value_ptr") : NULL;
   PyArrayObject *start = value_ptr ? array_of(args[4], NPY_INT32, 1, "run_start") : NULL;
   PyArrayObject *len = start ? array_of(args[5], NPY_INT32, 1, "run_len") : NULL;
-  PyArrayObject *values = len ? array_of(args[6], NPY_FLOAT32, 2, "values") : NULL;
+  PyArrayObject *values =
+      len ? array_of(args[6], f16 || bf16 ? NPY_UINT16 : NPY_FLOAT32, 2, "values") : NULL;
   PyArrayObject *rows = NULL;
   if (values == NULL ||
       (args[7] != Py_None && (rows = array_of(args[7], NPY_INT32, 1, "rows")) == NULL)) {
@@ -154,7 +174,9 @@ PyObject *spt_py_strips(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
                                   .value_ptr = PyArray_DATA(value_ptr),
                                   .run_start = PyArray_DATA(start),
                                   .run_len = PyArray_DATA(len),
-                                  .values = PyArray_DATA(values),
+                                  .values = f16 || bf16 ? NULL : PyArray_DATA(values),
+                                  .half = f16 || bf16 ? PyArray_DATA(values) : NULL,
+                                  .half_dtype = f16 ? SPT_F16 : SPT_BF16,
                                   .rows = rows != NULL ? PyArray_DATA(rows) : NULL};
   for (int i = 0; i < 6; i++) {
     p->arrays[i] = args[2 + i];

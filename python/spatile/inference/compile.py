@@ -166,7 +166,7 @@ class _Product:
             i = form["index"]
             self.capsule = _core.strips(
                 out, width, i["run_ptr"], i["value_ptr"], i["run_start"], i["run_len"],
-                form["values"], i["rows"],
+                form["values"], i["rows"], "float32",
             )  # fmt: skip
         index_arrays = (a for n, a in form["index"].items() if n != "kept" and a is not None)
         width_bytes = 2 if compute == "bfloat16" else 4

@@ -67,7 +67,9 @@ def linear(
     bias : (out,), optional
     activation : None, "gelu", "gelu_tanh", "relu" or "tanh"
     residual : (…, out), optional, added last
-    compute : None or "float32", what products are done in
+    compute : "float32", or "bfloat16": x and w are rounded to it, sums are float32. None is the
+        type that loses nothing: bfloat16 where x and w both are and the processor multiplies it.
+        Single elements (CSR) are multiplied in float32 always.
     out : (…, out), optional, written and returned
 
     Returns
@@ -76,7 +78,7 @@ def linear(
 
     Raises
     ------
-    ValueError (shapes, names), TypeError (dtypes), NotImplementedError (``compute``).
+    ValueError (shapes, names), TypeError (dtypes).
 
     Examples
     --------
@@ -90,8 +92,8 @@ def linear(
     if activation not in ACTIVATIONS:
         names = ", ".join(repr(a) for a in ACTIVATIONS)
         raise ValueError(f"{op}: activation is {activation!r}, expected one of {names}")
-    if compute not in (None, "float32"):
-        raise NotImplementedError(f"{op}: compute is {compute!r}, expected 'float32'")
+    if compute not in (None, "float32", "bfloat16"):
+        raise ValueError(f"{op}: compute is {compute!r}, expected None, 'float32' or 'bfloat16'")
     weight, (width_out, width_in) = _weight(op, w)
     rows = _rows(op, "x", x, width_in)
     shape = (*shape_of(x)[:-1], width_out)
@@ -110,10 +112,16 @@ def linear(
             inputs["w"] = w
         result = check_out(op, out, x, shape, inputs)
     target = _rows(op, "out", result, width_out)
-    _core.linear(rows, weight, target, bias, extra, ACTIVATIONS[activation])
+    if compute is None and _is_bf16(x) and _is_bf16(w) and _core.bf16_is_native():
+        compute = "bfloat16"
+    _core.linear(rows, weight, target, bias, extra, ACTIVATIONS[activation], compute == "bfloat16")
     if out is not None and not _same_memory(target, out):
         out[...] = target.reshape(shape)  # out's strides could not be flattened into rows
     return result
+
+
+def _is_bf16(x: Array | SparseMatrix) -> bool:
+    return str(x.dtype).endswith("bfloat16")
 
 
 def _same_memory(view: Array, whole: Array) -> bool:

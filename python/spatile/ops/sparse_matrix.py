@@ -30,7 +30,7 @@ class SparseMatrix:
     shape : (out, in)
     pattern : the pattern that it was pruned by
     nnz : weights that belong to kept groups
-    values : float32, writable; the packed weights, padding rows zero
+    values : the packed weights, padding rows zero; float32 and writable, or read-only in 16 bits
     index : the index arrays of the form, read-only
     """
 
@@ -49,11 +49,20 @@ class SparseMatrix:
         if self.is_csr:
             capsule = _core.csr(*self.shape, i["row_ptr"], i["col"], self.values)
         else:
+            values = self.values
+            if self.dtype != "float32":
+                values.setflags(write=False)
+                values = values.view(np.uint16)
             capsule = _core.strips(
                 *self.shape, i["run_ptr"], i["value_ptr"], i["run_start"], i["run_len"],
-                self.values, i["rows"],
+                values, i["rows"], self.dtype,
             )  # fmt: skip
         object.__setattr__(self, "_capsule", capsule)
+
+    @property
+    def dtype(self) -> str:
+        """What the weights are stored in: "float32", "float16" or "bfloat16"."""
+        return str(self.values.dtype)
 
     @property
     def is_csr(self) -> bool:
@@ -211,12 +220,13 @@ def pack(
     mask : bool, ``pattern.mask_shape(w.shape)``, optional
         True = keep, from :func:`spatile.prune_mask`. None packs the matrix dense.
     pattern : what the mask's entries stand for.
-    dtype : storage of the packed weights; None or ``"float32"``.
+    dtype : storage of the packed weights: ``"float32"`` (None too), ``"float16"`` or
+        ``"bfloat16"``, which needs ml_dtypes. Products widen them, but for those in bfloat16.
 
     Raises
     ------
     ValueError, TypeError
-        Shapes or dtypes that disagree. NotImplementedError for another storage dtype.
+        Shapes or dtypes that disagree. NotImplementedError for single elements in 16 bits.
 
     Examples
     --------
@@ -226,13 +236,24 @@ def pack(
     0.5
     """
     pattern = as_pattern(pattern)
-    if dtype not in (None, "float32"):
-        raise NotImplementedError(f"pack: dtype is {dtype!r}, expected 'float32'")
+    if dtype not in (None, "float32", "float16", "bfloat16"):
+        raise ValueError(f"pack: dtype is {dtype!r}, expected 'float32', 'float16' or 'bfloat16'")
+    irregular = isinstance(pattern, Element) and mask is not None
+    if irregular and dtype not in (None, "float32"):
+        raise NotImplementedError(
+            f"pack: dtype is {dtype!r}, expected 'float32' for single elements"
+        )
     dense = to_numpy("pack", "w", w)
     kept = None if mask is None else to_numpy("pack", "mask", mask)
     _check(dense, kept, pattern)
     shape = (dense.shape[0], dense.shape[1])
     keep = np.ones(shape, bool) if kept is None else expand_mask(kept, shape, pattern=pattern)
     dense = dense.astype(np.float32, copy=False)
-    form = csr_form if isinstance(pattern, Element) and mask is not None else strips_form
-    return SparseMatrix(shape=shape, pattern=pattern, nnz=int(keep.sum()), **form(dense, keep))
+    form = (csr_form if irregular else strips_form)(dense, keep)
+    if dtype == "float16":
+        form["values"] = form["values"].astype(np.float16)
+    elif dtype == "bfloat16":
+        import ml_dtypes
+
+        form["values"] = form["values"].astype(ml_dtypes.bfloat16)
+    return SparseMatrix(shape=shape, pattern=pattern, nnz=int(keep.sum()), **form)

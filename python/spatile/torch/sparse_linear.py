@@ -39,6 +39,7 @@ class _SparseProduct(Function):  # type: ignore[misc]
             None if bias is None else _memory(bias),
             None,
             0,
+            False,
         )
         return out
 
