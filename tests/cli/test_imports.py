@@ -40,6 +40,16 @@ def test_help_and_info_need_numpy_alone(arguments: tuple[str, ...]) -> None:
     assert "spatile" in found.stdout
 
 
+def test_bench_measures_what_numpy_alone_allows_and_names_the_rest() -> None:
+    names = ("linear", "attention", "encoder", "regularizer", "train-step")
+    options = ("--threads", "1", "--seconds", "0", "--only", "128 rows, 384 to 1536, float32")
+    found = without(OPTIONAL, "bench", *names, *options)
+    assert found.returncode == 0, found.stderr
+    assert "spatile dense" in found.stdout
+    assert "torch: absent" in found.stdout
+    assert without(OPTIONAL, "bench", "encoder").stdout.count("encoder: needs") == 1
+
+
 def test_a_missing_extra_is_named() -> None:
     model = ("--model", "minilm", "--data", "x", "--sparsity", ".5", "--out", "never-written")
     found = without(("torch",), "finetune", *model)

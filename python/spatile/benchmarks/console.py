@@ -51,7 +51,7 @@ def summary(rows: Sequence[Row]) -> Iterator[str]:
     for label, chosen in (("met", met), ("missed", [row for row in aimed if not row.met])):
         for row in chosen:
             yield (
-                f"  {label:6} {row.title}, {_threads(row.threads)}: {row.ratio:.2f} of "
+                f"  {label:6} {row.title}, {_threads(row.threads)}: {row.ratio:.4g} of "
                 f"{row.target:g} ({row.ours_ms:.4g} ms, {row.peer} {row.peer_ms:.4g} ms)"
             )
 

@@ -52,7 +52,7 @@ def engines(bench: Bench, name: str, model: Any, threads: int) -> list[Engine]:
     makers: dict[str, Callable[[], Iterator[Engine]]] = {
         "torch": lambda: _torch(model),
         "onnxruntime": lambda: _onnxruntime(exported, threads),
-        "openvino": lambda: _openvino(exported, threads),
+        "openvino": lambda: _openvino(bench, exported, threads),
     }
     for package, make in makers.items():
         if bench.peer(package) is None:
@@ -90,11 +90,14 @@ def _onnxruntime(exported: Exported, threads: int) -> Iterator[Engine]:
     yield Engine("onnxruntime int8", "int8", session(exported.int8()))
 
 
-def _openvino(exported: Exported, threads: int) -> Iterator[Engine]:
+def _openvino(bench: Bench, exported: Exported, threads: int) -> Iterator[Engine]:
     import openvino
 
     core = openvino.Core()
     for hint, precision in (("f32", "float32"), ("bf16", "bfloat16")):
+        if hint == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            bench.leave_out("openvino bf16: it has no bfloat16 on this processor")
+            continue
         settings = {
             "INFERENCE_PRECISION_HINT": hint,
             "INFERENCE_NUM_THREADS": threads,

@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +197,10 @@ def _as_before() -> Iterator[None]:
 
 
 def _torch() -> Any | None:
-    return None if find_spec("torch") is None else importlib.import_module("torch")
+    try:
+        return importlib.import_module("torch")
+    except ModuleNotFoundError:
+        return None
 
 
 def _use_threads(count: int) -> None:
@@ -210,10 +212,9 @@ def _use_threads(count: int) -> None:
 
 
 def _measure(name: str, bench: Bench) -> None:
-    module = importlib.import_module(f"spatile.benchmarks.{name.replace('-', '_')}")
-    measure: Callable[[Bench], None] = module.measure
     try:
-        measure(bench)
+        module = importlib.import_module(f"spatile.benchmarks.{name.replace('-', '_')}")
+        module.measure(bench)
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing == "spatile":
