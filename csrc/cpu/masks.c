@@ -10,15 +10,58 @@
 #include "pool.h"
 #include "scratch.h"
 #include "select.h"
+#include "tier.h"
+
+#define TASK_ELEMENTS 32768 /* a task is worth handing out */
+#define SPAN 1024           /* columns of a row of bits at a time */
+#define WIDE_BYTES 512      /* a run of so many is set as a whole, a shorter one bit by bit */
+
+/* Rows of one band, that is, under one row of the mask. */
+struct mask_job;
+typedef void (*block_fn)(const struct mask_job *, int64_t band, int64_t row_begin, int64_t row_end);
 
 struct mask_job {
+  const spt_cpu_tier *tier;
   spt_grid grid;
   spt_matrix mask;
+  int64_t rows_per_task;
+  block_fn block;
 };
 
 static bool keeps(const spt_matrix *mask, int64_t band, int64_t group) {
   /* A bool array viewed from bytes may hold more than 0 and 1, which C's bool may not. */
   return ((const uint8_t *)mask->data)[band * mask->row + group * mask->col] != 0;
+}
+
+static void rows_of_task(void *context, int64_t task, int worker) {
+  (void)worker;
+  const struct mask_job *job = context;
+  int64_t row = task * job->rows_per_task;
+  int64_t end = spt_min(row + job->rows_per_task, job->grid.w.rows);
+  while (row < end) {
+    int64_t band = row / job->grid.group_rows;
+    int64_t stop = spt_min((band + 1) * job->grid.group_rows, end);
+    job->block(job, band, row, stop);
+    row = stop;
+  }
+}
+
+/* The columns of the matrix are taken as neighbours in memory: a transposed one is transposed. */
+static void run_blocks(const spt_grid *grid, const spt_matrix *mask, block_fn block) {
+  struct mask_job job = {
+      .tier = spt_cpu_tier_in_use(), .grid = *grid, .mask = *mask, .block = block};
+  if (spt_is_column_major(&grid->w)) {
+    job.grid = (spt_grid){.w = spt_transposed(grid->w),
+                          .group_rows = grid->group_cols,
+                          .group_cols = grid->group_rows,
+                          .down = grid->across,
+                          .across = grid->down};
+    job.mask = spt_transposed(*mask);
+  }
+  if (job.grid.across > 0) {
+    job.rows_per_task = spt_ceil_div(TASK_ELEMENTS, job.grid.w.cols);
+    spt_parallel_for(spt_ceil_div(job.grid.w.rows, job.rows_per_task), rows_of_task, &job);
+  }
 }
 
 /* The run of groups of one kind that starts at `group`: its end. */
@@ -45,14 +88,13 @@ static void set_zero(const spt_matrix *w, int64_t row, int64_t col, int64_t end)
   }
 }
 
-static void zero_row(void *context, int64_t row, int worker) {
-  (void)worker;
-  const struct mask_job *job = context;
+static void zero_runs(const struct mask_job *job, int64_t band, int64_t row_begin,
+                      int64_t row_end) {
   const spt_grid *grid = &job->grid;
-  int64_t band = row / grid->group_rows;
   for (int64_t group = 0; group < grid->across;) {
     int64_t end = run_end(&job->mask, band, group);
-    if (!keeps(&job->mask, band, group)) {
+    bool kept = keeps(&job->mask, band, group);
+    for (int64_t row = row_begin; !kept && row < row_end; row++) {
       set_zero(&grid->w, row, group * grid->group_cols,
                spt_min(end * grid->group_cols, grid->w.cols));
     }
@@ -60,41 +102,68 @@ static void zero_row(void *context, int64_t row, int worker) {
   }
 }
 
+/* Many short runs: every weight keeps its bits or loses all of them. */
+static void apply_block(const struct mask_job *job, int64_t band, int64_t row_begin,
+                        int64_t row_end) {
+  const spt_grid *grid = &job->grid;
+  const spt_matrix *w = &grid->w;
+  int64_t size = (int64_t)spt_dtype_size(w->dtype);
+  if (w->col != 1 || grid->group_cols * size >= WIDE_BYTES ||
+      run_end(&job->mask, band, 0) == grid->across) {
+    zero_runs(job, band, row_begin, row_end);
+    return;
+  }
+  int64_t groups = SPAN / grid->group_cols;
+  for (int64_t group = 0; group < grid->across; group += groups) {
+    uint32_t bits[SPAN], *to = bits;
+    int64_t end = spt_min(group + groups, grid->across), col = group * grid->group_cols;
+    int64_t n = spt_min(end * grid->group_cols, w->cols) - col;
+    for (int64_t g = group; g < end; g++) {
+      uint32_t kept = keeps(&job->mask, band, g) ? UINT32_MAX : 0;
+      for (int64_t c = 0; c < grid->group_cols; c++) {
+        *to++ = kept;
+      }
+    }
+    job->tier->and_rows(spt_address(w, row_begin, col), size, w->row, bits, row_end - row_begin, n);
+  }
+}
+
 spt_status spt_cpu_apply_mask(void *state, const spt_apply_mask_problem *p, spt_error *err) {
   (void)state;
   (void)err;
-  struct mask_job job = {.grid = p->grid, .mask = p->mask};
-  if (spt_is_column_major(&p->grid.w)) {
-    job.grid = (spt_grid){.w = spt_transposed(p->grid.w),
-                          .group_rows = p->grid.group_cols,
-                          .group_cols = p->grid.group_rows,
-                          .down = p->grid.across,
-                          .across = p->grid.down};
-    job.mask = spt_transposed(p->mask);
-  }
-  if (job.grid.across > 0) {
-    spt_parallel_for(job.grid.w.rows, zero_row, &job);
-  }
+  run_blocks(&p->grid, &p->mask, apply_block);
   return SPT_OK;
 }
 
 /* ---- expand_mask -------------------------------------------------------------------------------- */
 
-static void expand_row(void *context, int64_t row, int worker) {
-  (void)worker;
-  const struct mask_job *job = context;
-  const spt_grid *grid = &job->grid;
-  int64_t band = row / grid->group_rows;
-  bool *to = (bool *)grid->w.data + row * grid->w.row;
-  for (int64_t group = 0, col = 0; group < grid->across; group++) {
-    bool kept = keeps(&job->mask, band, group);
-    int64_t end = spt_min(col + grid->group_cols, grid->w.cols);
-    if (grid->w.col == 1) {
-      memset(to + col, kept, (size_t)(end - col));
-      col = end;
+/* A store of 16 bytes is one instruction: short groups take one and overlap the next group. */
+static void expand_row(const struct mask_job *job, int64_t band, uint8_t *to) {
+  int64_t width = job->grid.group_cols, cols = job->grid.w.cols;
+  for (int64_t group = 0, col = 0; group < job->grid.across; group++, col += width) {
+    uint8_t kept = keeps(&job->mask, band, group);
+    if (width <= 16 && col + 16 <= cols) {
+      memset(to + col, kept, 16);
+    } else {
+      memset(to + col, kept, (size_t)spt_min(width, cols - col));
     }
-    for (; col < end; col++) {
-      to[col * grid->w.col] = kept;
+  }
+}
+
+static void expand_block(const struct mask_job *job, int64_t band, int64_t row_begin,
+                         int64_t row_end) {
+  const spt_matrix *w = &job->grid.w;
+  uint8_t *first = spt_address(w, row_begin, 0);
+  if (w->col == 1) {
+    expand_row(job, band, first);
+    for (int64_t row = row_begin + 1; row < row_end; row++) {
+      memcpy(spt_address(w, row, 0), first, (size_t)w->cols);
+    }
+    return;
+  }
+  for (int64_t row = row_begin; row < row_end; row++) {
+    for (int64_t col = 0; col < w->cols; col++) {
+      *(uint8_t *)spt_address(w, row, col) = keeps(&job->mask, band, col / job->grid.group_cols);
     }
   }
 }
@@ -102,8 +171,7 @@ static void expand_row(void *context, int64_t row, int worker) {
 spt_status spt_cpu_expand_mask(void *state, const spt_expand_mask_problem *p, spt_error *err) {
   (void)state;
   (void)err;
-  struct mask_job job = {.grid = p->grid, .mask = p->mask};
-  spt_parallel_for(p->grid.w.rows, expand_row, &job);
+  run_blocks(&p->grid, &p->mask, expand_block);
   return SPT_OK;
 }
 

@@ -218,6 +218,9 @@ typedef struct spt_cpu_tier {
   void (*repeat_row)(float *y, const float *x, int64_t n, int64_t times);
   void (*narrow_row)(float *y, const double *x, int64_t n);
   void (*scale_rows)(const spt_scaling *);
+  /* Elements of `size` bytes, 2 or 4: w[r * stride + c] &= bits[c], all ones or all zeros. */
+  void (*and_rows)(void *w, int64_t size, int64_t stride, const uint32_t *bits, int64_t rows,
+                   int64_t n);
 } spt_cpu_tier;
 
 /* The tier in use; never NULL. */

@@ -11,6 +11,6 @@
 .square_columns = square_columns, .square_rows = square_rows, .fold_columns = fold_columns,
 .square_roots = square_roots, .magnitudes = magnitudes, .group_values = group_values,
 .narrow_factors = narrow_factors, .repeat_row = repeat_row, .narrow_row = narrow_row,
-.scale_rows = scale_rows,
+.scale_rows = scale_rows, .and_rows = and_rows,
 .attention_block = attention_block,
 .attention_backward_block = attention_backward_block,

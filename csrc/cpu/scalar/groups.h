@@ -1,8 +1,6 @@
 /* Sums of squares of groups, and what scales their weights. */
-#include <math.h>
-
+#include "../group_loops.h"
 #include "../half.h"
-#include "../tier.h"
 
 static void square_columns(float *sums, uint32_t *bits, const void *x, spt_dtype dtype,
                            int64_t stride, int64_t rows, int64_t n) {
@@ -30,18 +28,6 @@ static void square_rows(double *sums, uint32_t *bits, const void *x, spt_dtype d
 static void fold_columns(double *sums, const float *columns, int64_t n_groups, int64_t width) {
   for (int64_t c = 0; c < n_groups * width; c++) {
     sums[c / width] += columns[c];
-  }
-}
-
-static void square_roots(double *sum, int64_t n) {
-  for (int64_t g = 0; g < n; g++) {
-    sum[g] = sqrt(sum[g]);
-  }
-}
-
-static void magnitudes(double *norm, const float *x, int64_t n) {
-  for (int64_t g = 0; g < n; g++) {
-    norm[g] = fabs((double)x[g]);
   }
 }
 
@@ -80,12 +66,6 @@ static bool narrow_factors(float *y, const double *x, int64_t n) {
 static void repeat_row(float *y, const float *x, int64_t n, int64_t times) {
   for (int64_t i = 0; i < n * times; i++) {
     y[i] = x[i / times];
-  }
-}
-
-static void narrow_row(float *y, const double *x, int64_t n) {
-  for (int64_t c = 0; c < n; c++) {
-    y[c] = (float)x[c];
   }
 }
 

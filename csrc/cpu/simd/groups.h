@@ -1,6 +1,5 @@
 /* Sums of squares of groups, and what scales their weights. */
-#include <math.h>
-
+#include "../group_loops.h"
 #include "vec.h"
 
 typedef double vec_double __attribute__((vector_size(VEC_BYTES)));
@@ -122,7 +121,10 @@ static inline __attribute__((always_inline)) void square_all(float *sums, uint32
   for (; r + SQUARE_ROWS <= rows; r += SQUARE_ROWS) {
     square_some(sums, bits, at + r * step, dtype, stride, SQUARE_ROWS, n, r > 0);
   }
-  for (; r < rows; r++) {
+  for (; r + 2 <= rows; r += 2) {
+    square_some(sums, bits, at + r * step, dtype, stride, 2, n, r > 0);
+  }
+  if (r < rows) {
     square_some(sums, bits, at + r * step, dtype, stride, 1, n, r > 0);
   }
 }
@@ -188,15 +190,16 @@ static void fold_columns(double *sums, const float *columns, int64_t n_groups, i
     }
     return;
   }
+  int64_t last = width % VEC_WIDTH == 0 ? VEC_WIDTH : width % VEC_WIDTH;
   for (int64_t g = 0; g < n_groups; g += VEC_WIDTH) {
     int64_t here = n_groups - g < VEC_WIDTH ? n_groups - g : VEC_WIDTH;
     float groups[VEC_WIDTH][VEC_WIDTH];
     bool direct = width == VEC_WIDTH && here == VEC_WIDTH;
     for (int64_t k = 0; !direct && k < here; k++) {
       const float *from = columns + (g + k) * width;
-      vec sum = {0};
-      for (int64_t c = 0; c < width; c += VEC_WIDTH) {
-        sum += load_part(from, SPT_F32, c, width - c < VEC_WIDTH ? width - c : VEC_WIDTH);
+      vec sum = load_part(from, SPT_F32, width - last, last);
+      for (int64_t c = 0; c < width - last; c += VEC_WIDTH) {
+        sum += vec_load(from + c);
       }
       vec_store(groups[k], sum);
     }
@@ -206,18 +209,6 @@ static void fold_columns(double *sums, const float *columns, int64_t n_groups, i
     for (int64_t k = 0; k < here; k++) {
       sums[g + k] += folded[k];
     }
-  }
-}
-
-static void square_roots(double *sum, int64_t n) {
-  for (int64_t g = 0; g < n; g++) {
-    sum[g] = sqrt(sum[g]);
-  }
-}
-
-static void magnitudes(double *norm, const float *x, int64_t n) {
-  for (int64_t g = 0; g < n; g++) {
-    norm[g] = fabs((double)x[g]);
   }
 }
 
@@ -281,12 +272,6 @@ static void repeat_row(float *y, const float *x, int64_t n, int64_t times) {
     for (int64_t c = 0; c < times; c += VEC_WIDTH) {
       vec_store(y + c, all);
     }
-  }
-}
-
-static void narrow_row(float *y, const double *x, int64_t n) {
-  for (int64_t c = 0; c < n; c++) {
-    y[c] = (float)x[c];
   }
 }
 
