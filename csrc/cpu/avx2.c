@@ -1,6 +1,6 @@
 /* The AVX2 tier (with FMA and F16C): registers of 8 floats, two to a panel's row. */
 #include "simd/panel.h"
-#include "simd/linear.h"
+#include "simd/linear_bf16.h"
 #include "simd/attention.h"
 #include "simd/attention_backward.h"
 #include "simd/linear_backward.h"
@@ -11,5 +11,6 @@
 
 const spt_cpu_tier spt_cpu_tier_avx2 = {
     .name = "avx2",
+    .bf16_granule = 1,
 #include "tier_table.h"
 };

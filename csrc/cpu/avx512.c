@@ -1,6 +1,6 @@
 /* The AVX-512 tier (F, BW, VL, DQ): registers of 16 floats, one to a panel's row. */
 #include "simd/panel.h"
-#include "simd/linear.h"
+#include "simd/linear_bf16.h"
 #include "simd/attention.h"
 #include "simd/attention_backward.h"
 #include "simd/linear_backward.h"
@@ -11,5 +11,6 @@
 
 const spt_cpu_tier spt_cpu_tier_avx512 = {
     .name = "avx512",
+    .bf16_granule = 1,
 #include "tier_table.h"
 };

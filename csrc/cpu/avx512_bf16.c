@@ -1,6 +1,6 @@
 /* The AVX-512 tier on processors that multiply pairs of bfloat16 (AVX512_BF16). */
 #include "simd/panel.h"
-#include "simd/linear.h"
+#include "simd/linear_bf16.h"
 #include "simd/attention.h"
 #include "simd/attention_backward.h"
 #include "simd/linear_backward.h"
@@ -12,5 +12,6 @@
 const spt_cpu_tier spt_cpu_tier_avx512_bf16 = {
     .name = "avx512_bf16",
     .bf16_native = true,
+    .bf16_granule = 1,
 #include "tier_table.h"
 };

@@ -29,9 +29,16 @@ static const spt_cpu_tier *find(const char *name) {
 }
 
 static void initialise(void) {
-  tiers.runnable[tiers.count++] = &spt_cpu_tier_scalar;
 #if defined(SPATILE_X86_TIERS)
   spt_cpu_features cpu = spt_cpu_detect();
+#if defined(SPATILE_EMULATE_AMX)
+  if (cpu.avx512) {
+    tiers.runnable[tiers.count++] = &spt_cpu_tier_amx_bf16; /* slower than any, so never the best */
+  }
+#endif
+#endif
+  tiers.runnable[tiers.count++] = &spt_cpu_tier_scalar;
+#if defined(SPATILE_X86_TIERS)
   if (cpu.avx2) {
     tiers.runnable[tiers.count++] = &spt_cpu_tier_avx2;
   }
@@ -41,6 +48,11 @@ static void initialise(void) {
   if (cpu.avx512_bf16) {
     tiers.runnable[tiers.count++] = &spt_cpu_tier_avx512_bf16;
   }
+#if defined(SPATILE_AMX_TIER)
+  if (cpu.amx_bf16) {
+    tiers.runnable[tiers.count++] = &spt_cpu_tier_amx_bf16;
+  }
+#endif
 #endif
   const spt_cpu_tier *best = tiers.runnable[tiers.count - 1];
   atomic_store(&tiers.in_use, best);

@@ -12,5 +12,6 @@
 
 const spt_cpu_tier spt_cpu_tier_scalar = {
     .name = "scalar",
+    .bf16_granule = 1,
 #include "tier_table.h"
 };

@@ -230,5 +230,6 @@ extern const spt_cpu_tier spt_cpu_tier_scalar;
 extern const spt_cpu_tier spt_cpu_tier_avx2;
 extern const spt_cpu_tier spt_cpu_tier_avx512;
 extern const spt_cpu_tier spt_cpu_tier_avx512_bf16;
+extern const spt_cpu_tier spt_cpu_tier_amx_bf16;
 
 #endif

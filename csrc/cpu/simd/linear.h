@@ -49,25 +49,27 @@ static void store_bf16(const spt_panel_product *p, int64_t row, int64_t q, int l
   }
 }
 
-/* From row sums to y: what follows the products of rows [first_row, first_row + LINEAR_ROWS). */
+/* From row sums to y: what follows the products of rows [first_row, first_row + rows) of a strip. Row r
+ * of `product` starts at r * product_stride, 16 sums for each panel. */
 static void finish_rows(const spt_panel_product *p, const spt_strips *w, int64_t strip,
-                        int first_row, int64_t panel, float (*product)[LINEAR_PANELS * SPT_LANES],
-                        int panels) {
-  for (int r = 0; r < LINEAR_ROWS; r++) {
+                        int first_row, int rows, int64_t panel, int panels, const float *product,
+                        int product_stride) {
+  for (int r = 0; r < rows; r++) {
     int64_t row = spt_strip_row(w, strip, first_row + r);
     if (row < 0) {
       continue;
     }
-    bool pair = p->y_bf16 != NULL && r + 1 < LINEAR_ROWS && row % 2 == 0 &&
-                row + 1 < p->pair_rows && spt_strip_row(w, strip, first_row + r + 1) == row + 1;
+    const float *even = product + r * product_stride;
+    bool pair = p->y_bf16 != NULL && r + 1 < rows && row % 2 == 0 && row + 1 < p->pair_rows &&
+                spt_strip_row(w, strip, first_row + r + 1) == row + 1;
     for (int v = 0; v < panels * VECS; v++) {
       int64_t q = panel + v / (VECS);
       int lane = v % (VECS)*VEC_WIDTH;
-      vec y = finish(p, vec_load(product[r] + v * VEC_WIDTH), row, q, lane);
+      vec y = finish(p, vec_load(even + v * VEC_WIDTH), row, q, lane);
       if (p->y_bf16 == NULL) {
         vec_store(p->y + q * p->y_stride + (row - p->first_row) * SPT_LANES + lane, y);
       } else if (pair) {
-        vec odd = finish(p, vec_load(product[r + 1] + v * VEC_WIDTH), row + 1, q, lane);
+        vec odd = finish(p, vec_load(even + product_stride + v * VEC_WIDTH), row + 1, q, lane);
         vec_store_pairs(p->y_bf16 + q * p->y_stride + row * SPT_LANES + 2 * lane,
                         vec_pairs_bf16(y, odd));
       } else {
@@ -152,7 +154,8 @@ static inline __attribute__((always_inline)) void strip_product(const strip_oper
   }
   float product[LINEAR_ROWS][LINEAR_PANELS * SPT_LANES];
   store_sums(product, sum, panels);
-  finish_rows(o->p, w, strip, first_row, panel, product, panels);
+  finish_rows(o->p, w, strip, first_row, LINEAR_ROWS, panel, panels, product[0],
+              LINEAR_PANELS * SPT_LANES);
 }
 
 /* 4 left over go as 2 + 2, not 3 + 1: one panel alone starves the FMA units. */
@@ -202,19 +205,6 @@ static void panel_linear(const spt_panel_product *p, int64_t strip_begin, int64_
   int lines = lines_ahead(panel_end - panel_begin);
   for (int64_t strip = strip_begin; strip < strip_end; strip++) {
     multiply_strip(&o, strip, panel_begin, panel_end, lines, false);
-  }
-}
-
-static void panel_linear_bf16(const spt_panel_product *p, int64_t strip_begin, int64_t strip_end,
-                              int64_t panel_begin, int64_t panel_end) {
-  strip_operands o = {.p = p,
-                      .w = &p->strips_bf16->shape,
-                      .values = (const word *)p->strips_bf16->values,
-                      .x = (const word *)p->x_pairs,
-                      .x_stride = p->x_stride / 2};
-  int lines = lines_ahead(panel_end - panel_begin);
-  for (int64_t strip = strip_begin; strip < strip_end; strip++) {
-    multiply_strip(&o, strip, panel_begin, panel_end, lines, true);
   }
 }
 
