@@ -162,7 +162,7 @@ def test_regression_on_pairs_is_scored_by_correlation(finished_pairs: Finished) 
         {"pattern": "row"},
         {"pattern": "column", "method": "gradient", "strength": 1e-3},
         {"pattern": "element", "scope": "global"},
-        {"pattern": "attention-aware", "attention": "spatile"},
+        {"pattern": "attention-aware", "attention": "sdpa"},
         {"epochs_dense": 0.0},
         {"epochs_reweighted": 0.0},
         {"epochs_retrain": 0.0},
@@ -177,6 +177,21 @@ def test_other_settings_run_to_a_packed_model_that_agrees(
     report = finetune(tiny_model, tiny_data, out=tmp_path / "run", **{**SHORT, **settings})
     assert report["summary"]["packed"]["sparsity"] == pytest.approx(0.5, abs=0.02)
     assert render_text(report)
+
+
+def test_the_retraining_stage_skips_what_is_pruned_unless_told_not_to(
+    finished: Finished, tiny_model: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    assert len(RunFolder.open(finished.folder).state["history"]["sparse"]) == 12
+    scores = []
+    for sparse in (True, False):
+        out = tmp_path / f"{sparse}"
+        settings = {**SHORT, "sparse": sparse, "lr": 1e-3}
+        report = finetune(tiny_model, tiny_data, out=out, **settings)
+        assert bool(RunFolder.open(out).state["history"]["sparse"]) == sparse
+        scores.append(report["scores"])
+    for stage in ("dense", "reweighted", "pruned"):
+        assert scores[0][stage] == scores[1][stage]
 
 
 def test_a_plan_of_ones_own(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> None:

@@ -123,7 +123,15 @@ def _training(parser: argparse.ArgumentParser) -> None:
         help="learn from the run's own dense stage too, with this weight (0.5 where none is given)",
     )
     group.add_argument(
-        "--attention", choices=("sdpa", "spatile", "eager"), help="while training (sdpa)"
+        "--attention",
+        choices=("auto", "spatile", "sdpa", "eager"),
+        help="while training (auto: spatile's where the model takes it, else sdpa)",
+    )
+    group.add_argument(
+        "--no-sparse",
+        dest="sparse",
+        action="store_false",
+        help="retrain with the pruned weights as zeros instead of skipping them",
     )
     group.add_argument("--bf16", action="store_true", help="train under bfloat16 autocast")
     group.add_argument("--seed", type=int, help="of everything random (0)")
@@ -156,8 +164,10 @@ def run(given: argparse.Namespace) -> int:
         raise UsageError(str(error)) from error
     settings.pop("plan", None)
 
+    from spatile.finetune.memory import keep_freed_memory
     from spatile.finetune.pipeline import finetune
 
+    keep_freed_memory()
     try:
         report = finetune(
             **settings,

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -37,7 +38,16 @@ def load_classifier(
     """A sequence classifier in float32, with the outputs of ``task`` where it is given.
 
     A head that the checkpoint lacks, or has with other outputs, is drawn from torch's generator.
+    ``attention`` "auto" is spatile's where the model takes it, else "sdpa". Raises
+    NotImplementedError where it does not take the one that is named.
     """
+    if attention == "auto":
+        state = torch.get_rng_state()
+        try:
+            return load_classifier(source, attention="spatile", task=task)
+        except NotImplementedError:
+            torch.set_rng_state(state)
+            return load_classifier(source, attention="sdpa", task=task)
     changes: dict[str, Any] = {}
     if task is not None:
         changes["num_labels"] = task.outputs

@@ -16,7 +16,7 @@ __all__ = ["PRESETS", "Settings"]
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "method": ("proximal", "gradient"),
     "scope": ("matrix", "global", "row-balanced"),
-    "attention": ("sdpa", "spatile", "eager"),
+    "attention": ("auto", "spatile", "sdpa", "eager"),
     "overlap": (None, "error", "drop"),
     "kind": (None, "classification", "regression"),
 }
@@ -41,6 +41,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 @dataclass(frozen=True)
 class Settings:
     """All that decides a run's result. Each field is the argument of ``finetune`` of that name.
+
+    ``attention`` is the back-end while training; ``"auto"`` is spatile's where the model takes it,
+    else PyTorch's. ``sparse`` lets the retraining stage compute kept groups only, where that is
+    faster (:class:`spatile.torch.PruningCallback`).
 
     Raises ValueError naming the setting, what it is and what was expected.
     """
@@ -68,7 +72,8 @@ class Settings:
     warmup: float = 0.1
     weight_decay: float = 0.01
     max_length: int = 128
-    attention: str = "sdpa"
+    attention: str = "auto"
+    sparse: bool = True
     bf16: bool = False
     seed: int = 0
     train_rows: int | None = None

@@ -74,6 +74,7 @@ def train(run: RunFolder, job: Job, progress: Progress) -> None:
         method=settings.method,  # type: ignore[arg-type]
         eps=settings.eps,
         scope=settings.scope,  # type: ignore[arg-type]
+        sparse="auto" if settings.sparse else False,
     )
     keeper = Keeper(run, job, progress, pruning)
     keeper.reached("pretrained", job.model)

@@ -120,7 +120,8 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         ``norms``: summaries at ``start``, ``reweighted_start``, ``before_prune``, ``after_prune``
         and ``end``; ``reweights``: each milestone's step, and the mean of
         norm/(norm at the last milestone); ``reweighted``: what the
-        stage changed (``acted`` is False where it did nothing); ``pruned``: fractions per matrix.
+        stage changed (``acted`` is False where it did nothing); ``pruned``: fractions per matrix;
+        ``sparse``: the layers that compute kept groups only from then on.
         """
         return self._history
 
@@ -282,12 +283,14 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         self._history["pruned"] = pruned_fractions(pruner)
 
     def _sparsify(self, args: TrainingArguments, model: torch.nn.Module) -> None:
+        layers: tuple[str, ...] = ()
         if self.sparse is True:
-            sparsify(model, self.pruner)
+            layers = sparsify(model, self.pruner)
         elif self.sparse == "auto" and not (args.bf16 or args.fp16):
             parameters = [self.pruner.parameter(m) for m in self.pruner.matrices]
             if all(p.device.type == "cpu" and p.dtype == torch.float32 for p in parameters):
-                sparsify(model, self.pruner, min_sparsity=_WORTHWHILE)
+                layers = sparsify(model, self.pruner, min_sparsity=_WORTHWHILE)
+        self._history["sparse"] = list(layers)
 
     def _set_strength(self, step: int) -> None:
         self.pruner.strength = self._full_strength * self.stage_steps.strength_factor(step)
