@@ -121,13 +121,6 @@ def test_pack_saves_memory() -> None:
     assert sp.pack(w, mask).nbytes < 0.35 * w.nbytes
 
 
-def test_storage_below_float32_is_refused_for_now() -> None:
-    w, mask, dense = matrix((64, 100), "tile")
-    assert_array_equal(sp.pack(w, mask, dtype="float32").to_dense(), dense)
-    with pytest.raises(NotImplementedError, match="pack: dtype"):
-        sp.pack(w, mask, dtype="bfloat16")
-
-
 @pytest.mark.parametrize(
     "layout", ["every other", "column-major", "reversed", "part of a larger array"]
 )

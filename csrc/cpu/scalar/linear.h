@@ -105,10 +105,9 @@ static void panel_linear_bf16(const spt_panel_product *p, int64_t strip_begin, i
         sum_row_bf16(sum, w, strip, r, p->x_pairs + panel * p->x_stride);
         int64_t at = (row - p->first_row) * SPT_LANES;
         float *y = p->y_bf16 != NULL ? narrow : p->y + panel * p->y_stride + at;
-        finish_row(
-            y, sum,
-            p->residual != NULL ? p->residual + panel * p->residual_stride + row * SPT_LANES : NULL,
-            p->bias != NULL ? p->bias[row] : 0.0f, p->activation);
+        finish_row(y, sum,
+                   p->residual != NULL ? p->residual + panel * p->residual_stride + at : NULL,
+                   p->bias != NULL ? p->bias[row] : 0.0f, p->activation);
         if (p->y_bf16 != NULL) {
           store_row_bf16(p, row, panel, narrow);
         }

@@ -90,9 +90,10 @@ static bool is_plain(const spt_panel_product *p, const spt_strips *w, int64_t st
 
 /* The same straight from the registers: a strip of a sparse matrix is so short that the way through
  * memory takes a tenth of its time. */
-static inline __attribute__((always_inline)) void finish_plain(
-    const spt_panel_product *p, int64_t row, int64_t panel, vec (*sum)[LINEAR_PANELS * VECS],
-    const int panels) {
+static inline __attribute__((always_inline)) void finish_plain(const spt_panel_product *p,
+                                                               int64_t row, int64_t panel,
+                                                               vec (*sum)[LINEAR_PANELS * VECS],
+                                                               const int panels) {
 #pragma GCC unroll 16
   for (int r = 0; r < LINEAR_ROWS; r++) {
     vec bias = vec_set(p->bias != NULL ? p->bias[row + r] : 0.0f);

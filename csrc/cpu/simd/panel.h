@@ -1,49 +1,75 @@
 /* Rows of a matrix in memory to a feature-major panel and back. */
 #include "vec.h"
 
+/* 16 rows of 16 contiguous floats, transposed. Each row is read and each is written by whole
+ * registers: rows are often a multiple of 4096 bytes apart, so that they share one set of the cache,
+ * and a row that was written in pieces would leave the cache between them. */
 #if VEC_WIDTH == 16
-/* 16 rows of 16 contiguous floats, transposed. A register is loaded with the same four columns of
- * four rows, four rows apart; then 4 x 4 blocks are transposed within its quarters. */
-static inline __attribute__((always_inline)) void transpose_16x16(float *to, int64_t to_stride,
-                                                                  const float *from,
-                                                                  int64_t from_stride) {
+static inline void transpose_16x16(float *to, int64_t to_stride, const float *from,
+                                   int64_t from_stride) {
+  __m512 a[16], b[16];
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; i++) {
+    a[i] = _mm512_loadu_ps(from + i * from_stride);
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 2) { /* pairs of rows */
+    b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]);
+    b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
+  }
 #pragma GCC unroll 4
-  for (int c = 0; c < 16; c += 4) {
-    __m512 rows[4];
-#pragma GCC unroll 4
-    for (int r = 0; r < 4; r++) {
-      const float *at = from + r * from_stride + c;
-      __m512 four = _mm512_castps128_ps512(_mm_loadu_ps(at));
-      four = _mm512_insertf32x4(four, _mm_loadu_ps(at + 4 * from_stride), 1);
-      four = _mm512_insertf32x4(four, _mm_loadu_ps(at + 8 * from_stride), 2);
-      rows[r] = _mm512_insertf32x4(four, _mm_loadu_ps(at + 12 * from_stride), 3);
+  for (int i = 0; i < 16; i += 4) { /* a[i + c]: column c of each 128 bits, of 4 rows */
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; half++) {
+      __m512d low = _mm512_castps_pd(b[i + half]), high = _mm512_castps_pd(b[i + half + 2]);
+      a[i + 2 * half] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high));
+      a[i + 2 * half + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
     }
-    __m512 ab_low = _mm512_unpacklo_ps(rows[0], rows[1]);
-    __m512 ab_high = _mm512_unpackhi_ps(rows[0], rows[1]);
-    __m512 cd_low = _mm512_unpacklo_ps(rows[2], rows[3]);
-    __m512 cd_high = _mm512_unpackhi_ps(rows[2], rows[3]);
-    _mm512_storeu_ps(to + c * to_stride, _mm512_shuffle_ps(ab_low, cd_low, 0x44));
-    _mm512_storeu_ps(to + (c + 1) * to_stride, _mm512_shuffle_ps(ab_low, cd_low, 0xee));
-    _mm512_storeu_ps(to + (c + 2) * to_stride, _mm512_shuffle_ps(ab_high, cd_high, 0x44));
-    _mm512_storeu_ps(to + (c + 3) * to_stride, _mm512_shuffle_ps(ab_high, cd_high, 0xee));
+  }
+#pragma GCC unroll 4
+  for (int c = 0; c < 4; c++) { /* the four 128-bit parts of four such registers */
+    __m512 even_top = _mm512_shuffle_f32x4(a[c], a[4 + c], 0x88);
+    __m512 odd_top = _mm512_shuffle_f32x4(a[c], a[4 + c], 0xdd);
+    __m512 even_low = _mm512_shuffle_f32x4(a[8 + c], a[12 + c], 0x88);
+    __m512 odd_low = _mm512_shuffle_f32x4(a[8 + c], a[12 + c], 0xdd);
+    _mm512_storeu_ps(to + c * to_stride, _mm512_shuffle_f32x4(even_top, even_low, 0x88));
+    _mm512_storeu_ps(to + (4 + c) * to_stride, _mm512_shuffle_f32x4(odd_top, odd_low, 0x88));
+    _mm512_storeu_ps(to + (8 + c) * to_stride, _mm512_shuffle_f32x4(even_top, even_low, 0xdd));
+    _mm512_storeu_ps(to + (12 + c) * to_stride, _mm512_shuffle_f32x4(odd_top, odd_low, 0xdd));
   }
 }
 #else
-/* 16 rows of 16 contiguous floats, transposed. Blocks of 4 x 4 keep it in registers. */
+static inline void transpose_8x8(float *to, int64_t to_stride, const float *from,
+                                 int64_t from_stride) {
+  __m256 a[8], b[8];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; i++) {
+    a[i] = _mm256_loadu_ps(from + i * from_stride);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 8; i += 2) {
+    b[i] = _mm256_unpacklo_ps(a[i], a[i + 1]);
+    b[i + 1] = _mm256_unpackhi_ps(a[i], a[i + 1]);
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < 8; i += 4) {
+    a[i] = _mm256_shuffle_ps(b[i], b[i + 2], 0x44);
+    a[i + 1] = _mm256_shuffle_ps(b[i], b[i + 2], 0xee);
+    a[i + 2] = _mm256_shuffle_ps(b[i + 1], b[i + 3], 0x44);
+    a[i + 3] = _mm256_shuffle_ps(b[i + 1], b[i + 3], 0xee);
+  }
+#pragma GCC unroll 4
+  for (int c = 0; c < 4; c++) {
+    _mm256_storeu_ps(to + c * to_stride, _mm256_permute2f128_ps(a[c], a[4 + c], 0x20));
+    _mm256_storeu_ps(to + (4 + c) * to_stride, _mm256_permute2f128_ps(a[c], a[4 + c], 0x31));
+  }
+}
+
 static inline void transpose_16x16(float *to, int64_t to_stride, const float *from,
                                    int64_t from_stride) {
-  for (int r = 0; r < 16; r += 4) {
-    const float *row = from + r * from_stride;
-    for (int c = 0; c < 16; c += 4) {
-      __m128 a = _mm_loadu_ps(row + c), b = _mm_loadu_ps(row + from_stride + c);
-      __m128 d = _mm_loadu_ps(row + 2 * from_stride + c),
-             e = _mm_loadu_ps(row + 3 * from_stride + c);
-      _MM_TRANSPOSE4_PS(a, b, d, e);
-      float *out = to + c * to_stride + r;
-      _mm_storeu_ps(out, a);
-      _mm_storeu_ps(out + to_stride, b);
-      _mm_storeu_ps(out + 2 * to_stride, d);
-      _mm_storeu_ps(out + 3 * to_stride, e);
+  for (int r = 0; r < 16; r += 8) {
+    for (int c = 0; c < 16; c += 8) {
+      transpose_8x8(to + c * to_stride + r, to_stride, from + r * from_stride + c, from_stride);
     }
   }
 }

@@ -24,7 +24,7 @@ __all__ = ["CompiledMatrix", "compile_encoder"]
 
 Array = np.ndarray[Any, Any]
 
-# Below this density a CSR product beats one that also multiplies the zeros (benchmarks/linear.py).
+# Below this density a CSR product beats one that also multiplies the zeros (spatile bench linear).
 CSR_DENSITY = 0.35
 
 
