@@ -171,6 +171,9 @@ typedef struct spt_backend {
   uint32_t size;        /* sizeof(spt_backend) as the backend was built */
   const char *name;
 
+  /* Optional: why the backend can run nothing at all, as an error that names the op. */
+  spt_status (*usable)(void *state, const char *op, spt_error *);
+
   spt_status (*linear)(void *state, const spt_linear_problem *, spt_error *);
   spt_status (*prepare_bf16)(void *state, const spt_strips *, void **prepared, spt_error *);
   void (*prepared_free)(void *prepared);

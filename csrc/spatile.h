@@ -76,7 +76,7 @@ typedef struct spt_device spt_device;
 spt_device *spt_cpu_device(void); /* the built-in one; never NULL, never freed */
 
 /* CPU tier: "scalar", "avx2", "avx512", "avx512_bf16", "amx_bf16". Selecting one that this CPU or build lacks is an error. */
-const char *spt_cpu_tier_name(void);
+const char *spt_cpu_tier_name(void);   /* "none" where SPATILE_CPU_TIER names none that runs */
 bool spt_cpu_bf16_is_native(void);     /* whether its processor multiplies bfloat16 itself */
 const char *spt_cpu_tier_reason(void); /* why this tier was chosen, for a human */
 int spt_cpu_tier_count(void);

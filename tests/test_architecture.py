@@ -197,7 +197,6 @@ def test_parts_import_only_whom_they_may(path: Path) -> None:
 
 WORK_ON_IMPORT = {
     # A tier that this processor can't run is refused before anything has used another.
-    "python/spatile/device.py": "_check_forced_tier()",
     # transformers finds an attention back-end by name only after someone has registered it.
     "python/spatile/torch/__init__.py": "register()",
 }

@@ -33,6 +33,33 @@ static spt_dtype dtype_of_numpy(PyArray_Descr *descr) {
   return SPT_OTHER_DTYPE;
 }
 
+/* Views with stride 0 and crafted strides may claim what no memory holds. Within these bounds no
+ * product of an array's own sizes and strides leaves 64 bits, in any op. */
+#define MOST_ELEMENTS ((int64_t)1 << 48)
+#define FARTHEST ((int64_t)1 << 58)
+
+static int check_size(const spt_tensor *t, const char *op, const char *arg) {
+  int64_t elements = 1, farthest = 0;
+  for (int i = 0; i < t->ndim; i++) {
+    int64_t reach, last = t->shape[i] > 1 ? t->shape[i] - 1 : 0;
+    if (t->shape[i] < 0 ||
+        __builtin_mul_overflow(elements, t->shape[i] > 0 ? t->shape[i] : 1, &elements) ||
+        elements > MOST_ELEMENTS) {
+      PyErr_Format(PyExc_ValueError, "%s: %s is too large, expected at most 2**48 elements", op,
+                   arg);
+      return -1;
+    }
+    if (__builtin_mul_overflow(last, t->stride[i], &reach) || reach > FARTHEST ||
+        reach < -FARTHEST || (farthest += reach < 0 ? -reach : reach) > FARTHEST) {
+      PyErr_Format(PyExc_ValueError,
+                   "%s: %s.strides[%d] reaches too far, expected at most 2**58 elements", op, arg,
+                   i);
+      return -1;
+    }
+  }
+  return 0;
+}
+
 static int view_of_numpy(spt_py_view *view, PyArrayObject *array, const char *op, const char *arg) {
   int ndim = PyArray_NDIM(array);
   if (ndim > SPT_MAX_NDIM) {
@@ -60,6 +87,9 @@ static int view_of_numpy(spt_py_view *view, PyArrayObject *array, const char *op
   if (t->dtype != SPT_OTHER_DTYPE && (uintptr_t)t->data % spt_dtype_size(t->dtype) != 0) {
     PyErr_Format(PyExc_ValueError,
                  "%s: %s is not aligned to its elements, expected an aligned array", op, arg);
+    return -1;
+  }
+  if (check_size(t, op, arg) < 0) {
     return -1;
   }
   view->owner = Py_NewRef((PyObject *)array);
@@ -120,7 +150,13 @@ static int view_of_dlpack(spt_py_view *view, PyObject *object, const char *op, c
   for (int i = from->ndim - 1; i >= 0; i--) {
     t->shape[i] = from->shape[i];
     t->stride[i] = from->shape[i] > 1 ? (from->strides != NULL ? from->strides[i] : compact) : 0;
-    compact *= from->shape[i];
+    if (__builtin_mul_overflow(compact, from->shape[i], &compact)) {
+      compact = INT64_MAX; /* refused below */
+    }
+  }
+  if (check_size(t, op, arg) < 0) {
+    Py_DECREF(capsule);
+    return -1;
   }
   size_t size = spt_dtype_size(t->dtype);
   if ((compact > 0 && from->data == NULL) || (size > 0 && (uintptr_t)t->data % size != 0)) {

@@ -1,5 +1,6 @@
 /* The CPU backend's table, and the choice of its tier: the best that this processor runs, unless the
- * environment variable SPATILE_CPU_TIER names another. */
+ * environment variable SPATILE_CPU_TIER names another. Where it names one that does not run here
+ * every op is refused, until the program selects one that does. */
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -15,7 +16,8 @@ static struct {
   const spt_cpu_tier *runnable[8]; /* slowest first */
   int count;
   _Atomic(const spt_cpu_tier *) in_use;
-  char reason[160];
+  atomic_bool refused; /* the variable's tier: `reason` tells */
+  char reason[256];
 } tiers;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
@@ -58,14 +60,31 @@ static void initialise(void) {
   atomic_store(&tiers.in_use, best);
   snprintf(tiers.reason, sizeof tiers.reason, "the best that this processor runs");
   const char *wanted = getenv("SPATILE_CPU_TIER");
-  if (wanted != NULL && *wanted != '\0') {
-    const spt_cpu_tier *tier = find(wanted);
-    if (tier != NULL) {
-      atomic_store(&tiers.in_use, tier);
-    }
-    snprintf(tiers.reason, sizeof tiers.reason, "SPATILE_CPU_TIER=%.32s%s", wanted,
-             tier != NULL ? "" : " is not available here, so the best that this processor runs");
+  if (wanted == NULL || *wanted == '\0') {
+    return;
   }
+  const spt_cpu_tier *tier = find(wanted);
+  if (tier != NULL) {
+    atomic_store(&tiers.in_use, tier);
+    snprintf(tiers.reason, sizeof tiers.reason, "SPATILE_CPU_TIER is '%.40s'", wanted);
+    return;
+  }
+  atomic_store(&tiers.refused, true);
+  int used = snprintf(tiers.reason, sizeof tiers.reason,
+                      "SPATILE_CPU_TIER is '%.40s', expected one that runs here:", wanted);
+  for (int i = 0; i < tiers.count && used < (int)sizeof tiers.reason; i++) {
+    used += snprintf(tiers.reason + used, sizeof tiers.reason - (size_t)used, "%s %s",
+                     i > 0 ? "," : "", tiers.runnable[i]->name);
+  }
+}
+
+static spt_status usable(void *state, const char *op, spt_error *err) {
+  (void)state;
+  pthread_once(&once, initialise);
+  if (atomic_load_explicit(&tiers.refused, memory_order_relaxed)) {
+    return spt_fail(err, SPT_DEVICE_ERROR, "%s: %s", op, tiers.reason);
+  }
+  return SPT_OK;
 }
 
 const spt_cpu_tier *spt_cpu_tier_in_use(void) {
@@ -75,7 +94,10 @@ const spt_cpu_tier *spt_cpu_tier_in_use(void) {
 
 bool spt_cpu_bf16_is_native(void) { return spt_cpu_tier_in_use()->bf16_native; }
 
-const char *spt_cpu_tier_name(void) { return spt_cpu_tier_in_use()->name; }
+const char *spt_cpu_tier_name(void) {
+  const spt_cpu_tier *tier = spt_cpu_tier_in_use();
+  return atomic_load(&tiers.refused) ? "none" : tier->name;
+}
 
 const char *spt_cpu_tier_reason(void) {
   pthread_once(&once, initialise);
@@ -101,6 +123,7 @@ spt_status spt_cpu_select_tier(const char *name, spt_error *err) {
                     tiers.runnable[tiers.count - 1]->name);
   }
   atomic_store(&tiers.in_use, tier);
+  atomic_store(&tiers.refused, false);
   snprintf(tiers.reason, sizeof tiers.reason, "selected by the program");
   return SPT_OK;
 }
@@ -120,6 +143,7 @@ const spt_backend spt_cpu_backend = {
     .abi_version = SPT_BACKEND_ABI,
     .size = sizeof(spt_backend),
     .name = "cpu",
+    .usable = usable,
     .linear = spt_cpu_linear,
     .prepare_bf16 = spt_cpu_prepare_bf16,
     .prepared_free = spt_cpu_prepared_free,

@@ -41,7 +41,8 @@ static struct widths widths_of(const spt_encoder_pass *p) {
 
 #define ABSENT (-1)
 
-/* Lays the buffers out in the workspace; with base NULL only counts. Returns the floats needed. */
+/* Lays the buffers out in the workspace; with base NULL only counts. Returns the floats needed, or -1
+ * where that exceeds int64. */
 static int64_t lay_out(spt_encoder_pass *p, float *base) {
   struct widths w = widths_of(p);
   bool bf16 = p->layers_bf16 != NULL;
@@ -78,7 +79,7 @@ static int64_t lay_out(spt_encoder_pass *p, float *base) {
     *parts[i].buffer = base != NULL && here ? base + at * SPT_LANES : NULL;
     at += here ? parts[i].columns : 0;
   }
-  return at * SPT_LANES;
+  return at > INT64_MAX / 64 ? -1 : at * SPT_LANES;
 }
 
 static void find_sequences(spt_encoder_pass *p) {
@@ -105,6 +106,10 @@ spt_status spt_cpu_encoder_forward(void *state, const spt_encoder_run *run, spt_
     p.longest = spt_max(p.longest, run->offsets[s + 1] - run->offsets[s]);
   }
   int64_t needed = lay_out(&p, NULL);
+  if (needed < 0) {
+    return spt_fail(err, SPT_OUT_OF_MEMORY, "encoder: no memory for a workspace of %lld tokens",
+                    (long long)p.tokens);
+  }
   spt_status status = SPT_OK;
   float *temporary = NULL;
   bool locked = pthread_mutex_trylock(&encoder->lock) == 0;

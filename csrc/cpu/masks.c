@@ -279,7 +279,11 @@ spt_status spt_cpu_prune_mask(void *state, const spt_prune_mask_problem *p, spt_
   struct prune_job job = {.p = p};
   for (int64_t i = 0; i < p->n_matrices; i++) {
     int64_t n = p->grids[i].down * p->grids[i].across;
-    job.n = p->scope == SPT_SCOPE_GLOBAL ? job.n + n : n > job.n ? n : job.n;
+    if (p->scope != SPT_SCOPE_GLOBAL) {
+      job.n = spt_max(job.n, n);
+    } else if (__builtin_add_overflow(job.n, n, &job.n)) {
+      return spt_fail(err, SPT_OUT_OF_MEMORY, "prune_mask: more groups than 64 bits count");
+    }
   }
   job.scores = spt_scratch("prune_mask", job.n, sizeof(float), &status, err);
   job.keep = spt_scratch("prune_mask", job.n, sizeof(bool), &status, err);

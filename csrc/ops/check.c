@@ -113,6 +113,9 @@ spt_status spt_check_slot(const char *op, const spt_device *device, bool present
     return spt_fail(err, SPT_UNSUPPORTED, "%s: the %s backend does not support this op", op,
                     device->backend->name);
   }
+  if (device->backend->usable != NULL) {
+    return device->backend->usable(device->state, op, err);
+  }
   return SPT_OK;
 }
 

@@ -18,7 +18,7 @@ SPT_WARN_UNUSED spt_status spt_check_writable(const char *op, const char *arg, c
 /* An output's elements must each have an address of their own: no zero stride, no overlap. */
 SPT_WARN_UNUSED spt_status spt_check_output(const char *op, const char *arg, const spt_tensor *t,
                                             spt_error *err);
-/* The backend has this slot; `slot` is NULL where it has not. */
+/* The backend has this slot, and can run at all. */
 SPT_WARN_UNUSED spt_status spt_check_slot(const char *op, const spt_device *device, bool present,
                                           spt_error *err);
 

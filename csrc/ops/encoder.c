@@ -202,6 +202,11 @@ spt_status spt_encoder_forward(spt_encoder *encoder, const spt_encoder_run *run,
     }
   }
   int64_t tokens = run->offsets[run->n_sequences];
+  if (tokens > INT32_MAX || run->n_sequences > INT32_MAX) {
+    return spt_fail(err, SPT_INVALID_VALUE,
+                    "encoder: %lld tokens in %lld sequences, expected fewer than 2**31",
+                    (long long)tokens, (long long)run->n_sequences);
+  }
   SPT_TRY(check_index("ids", run->ids, tokens, m->vocabulary, err));
   SPT_TRY(check_index("positions", run->positions, tokens, m->positions, err));
   if (run->types != NULL && m->type != NULL) {

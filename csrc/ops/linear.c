@@ -9,6 +9,13 @@ static spt_status weight_of(const char *op, const spt_tensor *dense, const spt_s
   if (dense != NULL) {
     SPT_TRY(spt_check_ndim(op, "w", dense, 2, err));
     SPT_TRY(spt_check_storage(op, "w", dense, err));
+    for (int i = 0; i < 2; i++) {
+      if (dense->shape[i] > INT32_MAX - SPT_STRIP) { /* columns and rows are numbered in 32 bits */
+        return spt_fail(err, SPT_INVALID_VALUE,
+                        "%s: w.shape[%d] is %lld, expected at most 2**31 - 17", op, i,
+                        (long long)dense->shape[i]);
+      }
+    }
     w->dense = spt_matrix_of(dense);
     w->out = dense->shape[0];
     w->in = dense->shape[1];

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from spatile import _core
 from spatile._version import __version__
 
 __all__ = ["devices", "info", "num_threads", "set_num_threads"]
-
-_TIER_VARIABLE = "SPATILE_CPU_TIER"
 
 
 def devices() -> tuple[str, ...]:
@@ -39,6 +36,9 @@ def set_num_threads(n: int) -> None:
 def info() -> dict[str, Any]:
     """Version, devices, CPU tier in use with the reason for it, the tiers that run here, threads.
 
+    The tier is ``"none"`` where the environment variable SPATILE_CPU_TIER names one that does not
+    run here; then every op raises RuntimeError.
+
     >>> import spatile as sp
     >>> sp.info()["cpu"]["tier"] in sp.info()["cpu"]["tiers"]
     True
@@ -61,15 +61,3 @@ def _set_cpu_tier(name: str) -> None:
     """For tests and benchmarks: use another tier from now on. ValueError if it can't run here."""
     _core.select_cpu_tier(name)
 
-
-def _check_forced_tier() -> None:
-    wanted = os.environ.get(_TIER_VARIABLE)
-    tiers = _core.cpu_tier()[2]
-    if wanted and wanted not in tiers:
-        raise ValueError(
-            f"{_TIER_VARIABLE} is {wanted!r}, expected one that this processor runs: "
-            + ", ".join(tiers)
-        )
-
-
-_check_forced_tier()
