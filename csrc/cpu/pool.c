@@ -1,10 +1,15 @@
 /* Workers spin briefly before they sleep: the layers of an encoder follow one another within
- * microseconds, and a futex wake-up costs more than a small layer. */
+ * microseconds, and a futex wake-up costs more than a small layer.
+ *
+ * Other libraries' workers spin too. PyTorch's run on an OpenMP runtime whose threads wait on the
+ * processor for milliseconds after each operation, and a second pool would have to share the cores
+ * with them: so where such a runtime is loaded, its team runs our tasks. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
 #include "pool.h"
 
+#include <dlfcn.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
@@ -104,6 +109,43 @@ static void *worker_main(void *argument) {
   }
 }
 
+/* ---- the team of an OpenMP runtime in the process ---------------------------------------------- */
+
+/* What compilers make of `#pragma omp parallel`, in GNU's runtime and, for compatibility, in LLVM's and
+ * Intel's: runs a function on so many threads, the caller among them, and waits for all. */
+typedef void (*team_fn)(void (*)(void *), void *, unsigned threads, unsigned flags);
+
+#define LOOKS_EVERY 64 /* jobs, while no such runtime is loaded: looking takes a microsecond */
+
+static struct {
+  _Atomic(team_fn) parallel;
+  atomic_uint jobs;
+  atomic_bool forked; /* these runtimes do not survive a fork */
+} team;
+
+static team_fn find_team(void) {
+  if (atomic_load_explicit(&team.forked, memory_order_relaxed)) {
+    return NULL;
+  }
+  team_fn parallel = atomic_load_explicit(&team.parallel, memory_order_relaxed);
+  if (parallel == NULL &&
+      atomic_fetch_add_explicit(&team.jobs, 1, memory_order_relaxed) % LOOKS_EVERY == 0) {
+    *(void **)&parallel = dlsym(RTLD_DEFAULT, "GOMP_parallel");
+    atomic_store_explicit(&team.parallel, parallel, memory_order_relaxed);
+  }
+  return parallel;
+}
+
+static void run_team_member(void *argument) {
+  atomic_int *members = argument;
+  int worker = atomic_fetch_add_explicit(members, 1, memory_order_relaxed);
+  if (worker < pool.workers) {
+    drain(worker);
+  }
+}
+
+/* ---- our own workers ---------------------------------------------------------------------------- */
+
 static void publish(void) {
   pthread_mutex_lock(&pool.sleep);
   atomic_fetch_add_explicit(&pool.generation, 1, memory_order_release);
@@ -127,6 +169,7 @@ static void after_fork_in_child(void) {
   pthread_mutex_init(&pool.sleep, NULL);
   pthread_cond_init(&pool.wake, NULL);
   pool.started = 0;
+  atomic_store(&team.forked, true);
   atomic_store(&pool.stop, false); /* the fork may have come while another thread resized */
   atomic_store(&pool.gate, 0);
 }
@@ -199,12 +242,19 @@ void spt_parallel_for_workers(int64_t n_tasks, int workers, spt_task_fn fn, void
     }
     return;
   }
-  start_workers(width - 1);
   pool.fn = fn;
   pool.context = context;
   pool.n_tasks = n_tasks;
   pool.workers = workers;
   atomic_store_explicit(&pool.next, 0, memory_order_relaxed);
+  team_fn parallel = find_team();
+  if (parallel != NULL) {
+    atomic_int members = 0;
+    parallel(run_team_member, &members, (unsigned)width, 0);
+    pthread_mutex_unlock(&pool.busy);
+    return;
+  }
+  start_workers(width - 1);
   atomic_store_explicit(&pool.gate, OPEN, memory_order_release);
   publish();
   drain(0);
