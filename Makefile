@@ -1,7 +1,8 @@
 # make demo      install what the demo needs, then prune a classifier on data/qa and report
 # make test      install what the tests need, then run them all
 # make install   everything, the demo's weights too
-# make lint · make bench · make test-sanitize · make test-scalar · make clean · make distclean
+# make lint · make bench · make test-sanitize · make test-amx · make test-scalar
+# make clean · make distclean
 PYTHON ?= python3
 VENV ?= .venv
 DEMO_RUN ?= demo-run
@@ -17,7 +18,7 @@ FORMATTED := $(filter csrc/%,$(CORE_SOURCES))
 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: demo test install lint format bench test-sanitize test-scalar clean distclean
+.PHONY: demo test install lint format bench test-sanitize test-amx test-scalar clean distclean
 
 # A demo that was stopped goes on; one that is through starts anew.
 demo: $(STAMPS)/demo
@@ -73,7 +74,8 @@ demo test install lint bench: $(STAMPS)/core
 # Each has an environment of its own that sees .venv's packages but not its spatile (a path file
 # adds a folder without reading the path files in it, and so without the editable install).
 
-build/sanitize/stamp: DEFINES := -C cmake.define.SPATILE_SANITIZE=ON -C cmake.build-type=RelWithDebInfo
+build/sanitize/stamp: DEFINES := -C cmake.define.SPATILE_SANITIZE=ON -C cmake.build-type=RelWithDebInfo \
+  -C cmake.define.SPATILE_EMULATE_AMX=ON
 build/scalar/stamp: DEFINES := -C cmake.define.SPATILE_SCALAR_ONLY=ON
 build/sanitize/stamp build/scalar/stamp: build/%/stamp: $(STAMPS)/test $(CORE_SOURCES) $(shell find python -name '*.py')
 	rm -rf build/$*/venv
@@ -84,13 +86,21 @@ build/sanitize/stamp build/scalar/stamp: build/%/stamp: $(STAMPS)/test $(CORE_SO
 	  --prefix build/$*/venv -C build-dir=build/$*/cmake -C cmake.define.SPATILE_WERROR=ON $(DEFINES) .
 	@touch $@
 
+SANITIZED := ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+  LD_PRELOAD="$$($${CC:-cc} -print-file-name=libasan.so)"
+
 # Python keeps memory until it exits and the sanitizer keeps what is freed: growth, and so leaks, are
 # for the plain build's tests.
 test-sanitize: build/sanitize/stamp
-	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-	  LD_PRELOAD="$$($${CC:-cc} -print-file-name=libasan.so)" \
-	  build/sanitize/venv/bin/python -m pytest tests/ops tests/inference \
+	$(SANITIZED) build/sanitize/venv/bin/python -m pytest tests/ops tests/inference \
 	  --deselect tests/ops/test_memory.py::test_thousands_of_calls_leak_nothing $(PYTEST_ARGS)
+
+# Products in bfloat16 on the emulated AMX tier, each tile's bounds watched. It needs AVX-512.
+test-amx: build/sanitize/stamp
+	@if grep -q avx512f /proc/cpuinfo; then set -x; \
+	  SPATILE_CPU_TIER=amx_bf16_emulated $(SANITIZED) build/sanitize/venv/bin/python -m pytest \
+	    tests/inference/test_bf16.py $(wildcard tests/ops/test_linear*.py) $(PYTEST_ARGS); \
+	else echo "not run: this processor lacks AVX-512, on which the emulated tier is built"; fi
 
 test-scalar: build/scalar/stamp
 	build/scalar/venv/bin/python -m pytest tests/ops tests/inference $(PYTEST_ARGS)

@@ -18,14 +18,15 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test that uses ``cpu_tier`` runs once per tier of this CPU.
 
-    Where SPATILE_CPU_TIER names one, on that alone.
+    Where SPATILE_CPU_TIER names one, on that alone. Emulated ones are to be named.
     """
     if "cpu_tier" not in metafunc.fixturenames:
         return
     import spatile as sp
 
     named = os.environ.get("SPATILE_CPU_TIER")
-    tiers = [named] if named else list(sp.info()["cpu"]["tiers"])
+    real = [t for t in sp.info()["cpu"]["tiers"] if not t.endswith("_emulated")]
+    tiers = [named] if named else real
     metafunc.parametrize("cpu_tier", tiers, indirect=True, scope="module")
 
 
