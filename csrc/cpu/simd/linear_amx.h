@@ -99,7 +99,7 @@ static inline
       x += 16 * SPT_LANES * 2;
     }
   }
-  float product[SPT_STRIP][AMX_PANELS * SPT_LANES];
+  float product[SPT_STRIP][AMX_PANELS * SPT_LANES] __attribute__((aligned(64)));
   store_tile_sums(product, panels);
   finish_rows(p, w, strip, 0, SPT_STRIP, panel, panels, product[0], AMX_PANELS * SPT_LANES);
 }
