@@ -115,6 +115,13 @@ typedef struct spt_gelu_problem {
   spt_activation activation; /* SPT_ACT_GELU or SPT_ACT_GELU_TANH */
 } spt_gelu_problem;
 
+/* Elements are numbered in row-major order, before and after merging. */
+typedef struct spt_dropout_problem {
+  spt_tensor x, y;
+  double p;
+  uint64_t seed;
+} spt_dropout_problem;
+
 typedef struct spt_softmax_problem {
   spt_tensor x, y;
 } spt_softmax_problem;
@@ -193,6 +200,7 @@ typedef struct spt_backend {
 
   spt_status (*layer_norm)(void *state, const spt_layer_norm_problem *, spt_error *);
   spt_status (*gelu)(void *state, const spt_gelu_problem *, spt_error *);
+  spt_status (*dropout)(void *state, const spt_dropout_problem *, spt_error *);
   spt_status (*softmax)(void *state, const spt_softmax_problem *, spt_error *);
   spt_status (*embedding)(void *state, const spt_embedding_problem *, spt_error *);
   spt_status (*topk)(void *state, const spt_topk_problem *, spt_error *);

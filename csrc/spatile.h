@@ -276,6 +276,16 @@ typedef struct spt_gelu_args {
 } spt_gelu_args;
 SPT_WARN_UNUSED spt_status spt_gelu(spt_device *, const spt_gelu_args *, spt_error *);
 
+/* y = x / (1 - p) where the element is kept, else 0. Element n in row-major order is kept iff its
+ * word of Philox4x32-10 is at least floor(p · 2^32): word n / 16 mod 4 of the counter (c mod 2^32,
+ * c / 2^32, 0, 2^32 - 1) with c = n / 64 · 16 + n mod 16, the key being the seed. */
+typedef struct spt_dropout_args {
+  spt_tensor x, y;
+  double p; /* in [0, 1) */
+  uint64_t seed;
+} spt_dropout_args;
+SPT_WARN_UNUSED spt_status spt_dropout(spt_device *, const spt_dropout_args *, spt_error *);
+
 /* y = exp(x) / sum exp(x); a row that is -infinity throughout gives zeros. */
 typedef struct spt_softmax_args {
   spt_tensor x, y;

@@ -61,6 +61,33 @@ done:
   return result;
 }
 
+/* dropout(x, p, seed, out) */
+PyObject *spt_py_dropout(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
+  (void)self;
+  const char *op = "dropout";
+  enum { X, OUT, VIEWS };
+  spt_py_view v[VIEWS] = {0};
+  spt_dropout_args a = {0};
+  spt_error err;
+  spt_status status = SPT_OK;
+  PyObject *result = NULL;
+  if (spt_py_check_count(op, nargs, 4) < 0 || spt_py_number_of(&a.p, args[1], op, "p") < 0) {
+    return NULL;
+  }
+  a.seed = PyLong_AsUnsignedLongLong(args[2]);
+  if (PyErr_Occurred() || spt_py_view_of(&v[X], args[0], op, "x") < 0 ||
+      spt_py_view_of(&v[OUT], args[3], op, "out") < 0) {
+    goto done;
+  }
+  a.x = v[X].tensor;
+  a.y = v[OUT].tensor;
+  SPT_PY_CALL(status, spt_dropout(spt_cpu_device(), &a, &err));
+  result = status == SPT_OK ? Py_NewRef(Py_None) : spt_py_raise(status, &err);
+done:
+  spt_py_release(v, VIEWS);
+  return result;
+}
+
 /* softmax(x, out) */
 PyObject *spt_py_softmax(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
   (void)self;

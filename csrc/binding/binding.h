@@ -50,6 +50,7 @@ SPT_PY_DECLARE(expand_mask);
 SPT_PY_DECLARE(prune_mask);
 SPT_PY_DECLARE(layer_norm);
 SPT_PY_DECLARE(gelu);
+SPT_PY_DECLARE(dropout);
 SPT_PY_DECLARE(softmax);
 SPT_PY_DECLARE(embedding);
 SPT_PY_DECLARE(topk);

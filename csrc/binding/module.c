@@ -70,6 +70,7 @@ static PyMethodDef methods[] = {
     SPT_PY_METHOD(prune_mask, "prune_mask(matrices, sparsity, scope)"),
     SPT_PY_METHOD(layer_norm, "layer_norm(x, weight, bias, residual, eps, out)"),
     SPT_PY_METHOD(gelu, "gelu(x, tanh, out)"),
+    SPT_PY_METHOD(dropout, "dropout(x, p, seed, out)"),
     SPT_PY_METHOD(softmax, "softmax(x, out)"),
     SPT_PY_METHOD(embedding, "embedding(ids, table, out)"),
     SPT_PY_METHOD(topk, "topk(scores, k, offsets, values, indices)"),

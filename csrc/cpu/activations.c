@@ -1,5 +1,6 @@
-/* layer_norm, gelu, softmax and embedding on the CPU: rows are handed to the tier as floats, in
- * place where they are floats already. */
+/* layer_norm, gelu, dropout, softmax and embedding on the CPU: rows are handed to the tier as floats,
+ * in place where they are floats already. */
+#include <math.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
@@ -17,15 +18,18 @@
 
 struct row_job {
   const spt_cpu_tier *tier;
-  spt_tensor x, y, residual;
-  int64_t rows, n;       /* n: elements of a row, or of a piece of one */
-  int64_t pieces;        /* of a row */
-  int64_t rows_per_task; /* pieces count as rows */
-  float *scratch;        /* (workers, 2, n) */
+  spt_tensor x, y, other; /* other: a second input, or data NULL */
+  int64_t rows, n;        /* n: elements of a row, or of a piece of one */
+  int64_t pieces;         /* of a row */
+  int64_t rows_per_task;  /* pieces count as rows */
+  float *scratch;         /* (workers, 3, n) */
   const float *weight, *bias;
   float eps;
   spt_activation activation;
-  void (*compute)(const struct row_job *, float *y, const float *x, int64_t n);
+  spt_element_dropout dropout;
+  /* `first`: the number of the row's or piece's first element. */
+  void (*compute)(const struct row_job *, float *y, const float *x, const float *other,
+                  int64_t first, int64_t n);
 };
 
 static bool is_plain(const spt_tensor *t) {
@@ -33,33 +37,36 @@ static bool is_plain(const spt_tensor *t) {
   return t->dtype == SPT_F32 && (t->stride[last] == 1 || t->shape[last] == 1);
 }
 
-static void load(const struct row_job *job, float *to, const spt_tensor *t, int64_t at, int64_t n) {
-  job->tier->load_row(to, spt_element(t, at), t->dtype, t->stride[t->ndim - 1], n);
+/* n elements as floats: the caller's own where they are that already. */
+static const float *load(const struct row_job *job, float *buffer, const spt_tensor *t, int64_t row,
+                         int64_t col, int64_t n) {
+  if (t->data == NULL) {
+    return NULL;
+  }
+  int64_t stride = t->stride[t->ndim - 1];
+  void *from = spt_element(t, spt_row_offset(t, row) + col * stride);
+  if (is_plain(t)) {
+    return from;
+  }
+  job->tier->load_row(buffer, from, t->dtype, stride, n);
+  return buffer;
 }
 
 static void run_rows(void *context, int64_t task, int worker) {
   const struct row_job *job = context;
   int64_t last = job->x.ndim - 1, width = job->x.shape[last];
-  float *x_buffer = job->scratch + worker * 2 * job->n, *y_buffer = x_buffer + job->n;
+  float *x_buffer = job->scratch + worker * 3 * job->n, *y_buffer = x_buffer + job->n;
   int64_t end = spt_min((task + 1) * job->rows_per_task, job->rows * job->pieces);
   for (int64_t i = task * job->rows_per_task; i < end; i++) {
     int64_t row = i / job->pieces, col = i % job->pieces * job->n, n = spt_min(job->n, width - col);
-    int64_t x_at = spt_row_offset(&job->x, row) + col * job->x.stride[last];
-    int64_t y_at = spt_row_offset(&job->y, row) + col * job->y.stride[last];
-    const float *x = x_buffer;
-    if (job->residual.data != NULL) {
-      load(job, x_buffer, &job->x, x_at, n);
-      load(job, y_buffer, &job->residual, spt_row_offset(&job->residual, row), n);
-      job->tier->add_row(x_buffer, y_buffer, n);
-    } else if (is_plain(&job->x)) {
-      x = spt_element(&job->x, x_at);
-    } else {
-      load(job, x_buffer, &job->x, x_at, n);
-    }
-    float *y = is_plain(&job->y) ? spt_element(&job->y, y_at) : y_buffer;
-    job->compute(job, y, x, n);
+    const float *x = load(job, x_buffer, &job->x, row, col, n);
+    const float *other = load(job, y_buffer + job->n, &job->other, row, col, n);
+    int64_t y_stride = job->y.stride[last];
+    void *to = spt_element(&job->y, spt_row_offset(&job->y, row) + col * y_stride);
+    float *y = is_plain(&job->y) ? to : y_buffer;
+    job->compute(job, y, x, other, row * width + col, n);
     if (y == y_buffer) {
-      job->tier->store_row(spt_element(&job->y, y_at), job->y.dtype, job->y.stride[last], y, n);
+      job->tier->store_row(to, job->y.dtype, y_stride, y, n);
     }
   }
 }
@@ -77,7 +84,7 @@ static spt_status run(const char *op, struct row_job *job, int64_t piece, spt_er
   job->n = piece > 0 ? spt_min(piece, width) : width;
   job->pieces = spt_ceil_div(width, job->n);
   job->rows_per_task = spt_ceil_div(TASK_ELEMENTS, job->n);
-  job->scratch = spt_scratch(op, job->n, 2 * sizeof(float) * (size_t)workers, &status, err);
+  job->scratch = spt_scratch(op, job->n, 3 * sizeof(float) * (size_t)workers, &status, err);
   if (status == SPT_OK) {
     spt_parallel_for_workers(spt_ceil_div(job->rows * job->pieces, job->rows_per_task), workers,
                              run_rows, job);
@@ -88,7 +95,14 @@ static spt_status run(const char *op, struct row_job *job, int64_t piece, spt_er
 
 /* ---- layer_norm --------------------------------------------------------------------------------- */
 
-static void layer_norm(const struct row_job *job, float *y, const float *x, int64_t n) {
+static void layer_norm(const struct row_job *job, float *y, const float *x, const float *other,
+                       int64_t first, int64_t n) {
+  (void)first;
+  if (other != NULL) {
+    memmove(y, x, (size_t)n * sizeof *y);
+    job->tier->add_row(y, other, n);
+    x = y;
+  }
   job->tier->layer_norm_row(y, x, job->weight, job->bias, job->eps, n);
 }
 
@@ -106,7 +120,7 @@ spt_status spt_cpu_layer_norm(void *state, const spt_layer_norm_problem *p, spt_
   tier->load_row(parameters + n, p->bias.data, p->bias.dtype, p->bias.col, n);
   struct row_job job = {.x = p->x,
                         .y = p->y,
-                        .residual = p->residual,
+                        .other = p->residual,
                         .weight = parameters,
                         .bias = parameters + n,
                         .eps = p->eps,
@@ -118,7 +132,9 @@ spt_status spt_cpu_layer_norm(void *state, const spt_layer_norm_problem *p, spt_
 
 /* ---- gelu --------------------------------------------------------------------------------------- */
 
-static void activate(const struct row_job *job, float *y, const float *x, int64_t n) {
+static void activate(const struct row_job *job, float *y, const float *x, const float *other,
+                     int64_t first, int64_t n) {
+  (void)other, (void)first;
   job->tier->activate_row(y, x, job->activation, n);
 }
 
@@ -128,9 +144,30 @@ spt_status spt_cpu_gelu(void *state, const spt_gelu_problem *p, spt_error *err) 
   return run("gelu", &job, PIECE, err);
 }
 
+/* ---- dropout ------------------------------------------------------------------------------------ */
+
+static void drop(const struct row_job *job, float *y, const float *x, const float *other,
+                 int64_t first, int64_t n) {
+  (void)other;
+  job->tier->dropout_row(y, x, (uint64_t)first, n, &job->dropout);
+}
+
+spt_status spt_cpu_dropout(void *state, const spt_dropout_problem *p, spt_error *err) {
+  (void)state;
+  struct row_job job = {.x = p->x,
+                        .y = p->y,
+                        .dropout = {.threshold = (uint32_t)floor(ldexp(p->p, 32)),
+                                    .kept_scale = (float)(1.0 / (1.0 - p->p)),
+                                    .seed = p->seed},
+                        .compute = drop};
+  return run("dropout", &job, PIECE, err);
+}
+
 /* ---- softmax ------------------------------------------------------------------------------------ */
 
-static void softmax(const struct row_job *job, float *y, const float *x, int64_t n) {
+static void softmax(const struct row_job *job, float *y, const float *x, const float *other,
+                    int64_t first, int64_t n) {
+  (void)other, (void)first;
   job->tier->softmax_row(y, x, n);
 }
 

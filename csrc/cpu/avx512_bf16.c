@@ -5,6 +5,7 @@
 #include "simd/attention_backward.h"
 #include "simd/linear_backward.h"
 #include "simd/csr.h"
+#include "simd/dropout.h"
 #include "simd/rows.h"
 #include "simd/groups.h"
 #include "simd/panel_layer_norm.h"

@@ -158,6 +158,7 @@ const spt_backend spt_cpu_backend = {
     .prune_mask = spt_cpu_prune_mask,
     .layer_norm = spt_cpu_layer_norm,
     .gelu = spt_cpu_gelu,
+    .dropout = spt_cpu_dropout,
     .softmax = spt_cpu_softmax,
     .embedding = spt_cpu_embedding,
     .topk = spt_cpu_topk,

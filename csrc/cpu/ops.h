@@ -20,6 +20,7 @@ spt_status spt_cpu_prune_mask(void *state, const spt_prune_mask_problem *, spt_e
 
 spt_status spt_cpu_layer_norm(void *state, const spt_layer_norm_problem *, spt_error *);
 spt_status spt_cpu_gelu(void *state, const spt_gelu_problem *, spt_error *);
+spt_status spt_cpu_dropout(void *state, const spt_dropout_problem *, spt_error *);
 spt_status spt_cpu_softmax(void *state, const spt_softmax_problem *, spt_error *);
 spt_status spt_cpu_embedding(void *state, const spt_embedding_problem *, spt_error *);
 spt_status spt_cpu_topk(void *state, const spt_topk_problem *, spt_error *);

@@ -5,6 +5,7 @@
 #include "scalar/attention_backward.h"
 #include "scalar/linear_backward.h"
 #include "scalar/csr.h"
+#include "scalar/dropout.h"
 #include "scalar/rows.h"
 #include "scalar/groups.h"
 #include "scalar/panel_layer_norm.h"

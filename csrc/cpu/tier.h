@@ -53,6 +53,16 @@ typedef struct spt_attention_dropout {
   uint32_t head, sequence;
 } spt_attention_dropout;
 
+/* Dropout of elements by their number n in an array: word n / 16 mod 4 of the counter whose low half is
+ * n / 64 * 16 + n mod 16, and whose last word is this, so that it is none of attention's. */
+#define SPT_DROPOUT_STREAM 0xffffffffu
+
+typedef struct spt_element_dropout {
+  uint32_t threshold; /* kept iff the element's word is at least this */
+  float kept_scale;
+  uint64_t seed;
+} spt_element_dropout;
+
 /* Keys at a time where a row is not kept whole: 64 KiB of scores, and K and V of the chunk besides. */
 #define SPT_ATTENTION_CHUNK 1024
 
@@ -196,6 +206,9 @@ typedef struct spt_cpu_tier {
                          float eps, int64_t n);
   void (*activate_row)(float *y, const float *x, spt_activation, int64_t n);
   void (*add_row)(float *y, const float *x, int64_t n); /* y += x */
+  /* Elements `first` and on of an array. y may be x. */
+  void (*dropout_row)(float *y, const float *x, uint64_t first, int64_t n,
+                      const spt_element_dropout *);
 
   /* Squares of `rows` rows of n elements, `stride` elements apart, in float32.
    * Columns: sums[c] = Σ over rows of x², rows at least 1. Rows: sums[r] += Σ of the row's x².

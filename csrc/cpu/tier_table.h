@@ -8,6 +8,7 @@
 .panel_layer_norm = panel_layer_norm,
 .load_row = load_row, .store_row = store_row, .softmax_row = softmax_row,
 .layer_norm_row = layer_norm_row, .activate_row = activate_row, .add_row = add_row,
+.dropout_row = dropout_row,
 .square_columns = square_columns, .square_rows = square_rows, .fold_columns = fold_columns,
 .square_roots = square_roots, .magnitudes = magnitudes, .group_values = group_values,
 .narrow_factors = narrow_factors, .repeat_row = repeat_row, .narrow_row = narrow_row,

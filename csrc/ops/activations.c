@@ -1,4 +1,4 @@
-/* layer_norm, gelu, softmax and embedding: along the last axis of a tensor of any rank. */
+/* layer_norm, gelu, dropout, softmax and embedding: along the last axis of a tensor of any rank. */
 #include "check.h"
 
 static spt_status check_pair(const char *op, const spt_tensor *x, const spt_tensor *y,
@@ -47,20 +47,39 @@ spt_status spt_layer_norm(spt_device *device, const spt_layer_norm_args *a, spt_
   return device->backend->layer_norm(device->state, &p, err);
 }
 
+/* Merges all axes where possible; one is left where there were none. */
+static void merge_all(spt_tensor *const *tensors, int count) {
+  spt_merge_axes(tensors, count, 0);
+  for (int t = 0; t < count; t++) {
+    if (tensors[t]->ndim == 0) {
+      tensors[t]->ndim = 1;
+      tensors[t]->shape[0] = 1;
+      tensors[t]->stride[0] = 1;
+    }
+  }
+}
+
 spt_status spt_gelu(spt_device *device, const spt_gelu_args *a, spt_error *err) {
   const char *op = "gelu";
   SPT_TRY(check_pair(op, &a->x, &a->y, err));
   SPT_TRY(spt_check_slot(op, device, device->backend->gelu != NULL, err));
   spt_gelu_problem p = {.x = a->x, .y = a->y};
   p.activation = a->tanh ? SPT_ACT_GELU_TANH : SPT_ACT_GELU;
-  spt_tensor *tensors[] = {&p.x, &p.y};
-  spt_merge_axes(tensors, 2, 0);
-  for (int t = 0; t < 2 && p.x.ndim == 0; t++) {
-    tensors[t]->shape[0] = 1;
-    tensors[t]->stride[0] = 1;
-  }
-  p.x.ndim = p.y.ndim = p.x.ndim > 0 ? p.x.ndim : 1;
+  merge_all((spt_tensor *[]){&p.x, &p.y}, 2);
   return device->backend->gelu(device->state, &p, err);
+}
+
+spt_status spt_dropout(spt_device *device, const spt_dropout_args *a, spt_error *err) {
+  const char *op = "dropout";
+  SPT_TRY(check_pair(op, &a->x, &a->y, err));
+  if (!(a->p >= 0.0 && a->p < 1.0)) {
+    return spt_fail(err, SPT_INVALID_VALUE, "%s: p is %g, expected 0 or more and below 1", op,
+                    a->p);
+  }
+  SPT_TRY(spt_check_slot(op, device, device->backend->dropout != NULL, err));
+  spt_dropout_problem p = {.x = a->x, .y = a->y, .p = a->p, .seed = a->seed};
+  merge_all((spt_tensor *[]){&p.x, &p.y}, 2);
+  return device->backend->dropout(device->state, &p, err);
 }
 
 spt_status spt_softmax(spt_device *device, const spt_softmax_args *a, spt_error *err) {

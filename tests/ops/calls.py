@@ -114,6 +114,7 @@ def other_calls(dtype: str) -> dict[str, Call]:
         "layer_norm": Call("layer_norm", (x, row, row), {"residual": x}),
         "gelu": Call("gelu", (x,), {}),
         "gelu, tanh": Call("gelu", (x,), {"approximate": "tanh"}),
+        "dropout": Call("dropout", (x,), {"p": 0.3, "seed": 5}),
         "softmax": Call("softmax", (x,), {}),
         "embedding": Call("embedding", (ids, x), {}),
         "topk": Call("topk", (x,), {"k": 9}),

@@ -23,6 +23,7 @@ OPS: dict[str, Callable[[], np.ndarray]] = {
     "linear": lambda: sp.linear(X, PACKED, activation="gelu"),
     "linear_backward": lambda: sp.linear_backward(X @ W.T, X, PACKED).w,
     "attention": lambda: sp.attention(Q, Q, Q, causal=True),
+    "dropout": lambda: sp.dropout(X, p=0.3, seed=11),
     "softmax": lambda: sp.softmax(X[:, ::2].astype(np.float16)),
     "topk": lambda: sp.topk(X, 9).indices,
     "group_norms": lambda: sp.group_norms(W, pattern="column"),

@@ -1,6 +1,6 @@
 """The ops, as users call them: see each function. Twins in float64: :mod:`spatile.reference`."""
 
-from spatile.ops.activations import embedding, gelu, layer_norm, softmax
+from spatile.ops.activations import dropout, embedding, gelu, layer_norm, softmax
 from spatile.ops.attention import (
     AttentionGrads,
     AttentionResult,
@@ -30,6 +30,7 @@ __all__ = [
     "apply_mask_",
     "attention",
     "attention_backward",
+    "dropout",
     "embedding",
     "expand_mask",
     "gelu",

@@ -1,13 +1,13 @@
-"""What an encoder needs besides its products: normalisation, GELU, softmax, embedding."""
+"""What an encoder needs besides its products: normalisation, GELU, dropout, softmax, embedding."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 from spatile import _core
-from spatile.ops.arrays import Array, empty, kind_of, shape_of
+from spatile.ops.arrays import Array, empty, kind_of, shape_of, whole_seed
 
-__all__ = ["embedding", "gelu", "layer_norm", "softmax"]
+__all__ = ["dropout", "embedding", "gelu", "layer_norm", "softmax"]
 
 
 def layer_norm(
@@ -79,6 +79,42 @@ def gelu(x: Array, *, approximate: Literal["none", "tanh"] = "none") -> Array:
         raise ValueError(f"{op}: approximate is {approximate!r}, expected 'none' or 'tanh'")
     out = empty(x, shape_of(x))
     _core.gelu(x, approximate == "tanh", out)
+    return out
+
+
+def dropout(x: Array, *, p: float, seed: int) -> Array:
+    """Each element with the chance ``p`` as 0, else x/(1 − p), as a counter-based generator says.
+
+    The same seed draws the same elements, whatever the number of threads: so the gradient is
+    ``dropout(grad, p=p, seed=seed)``, and no mask is kept. Element n in row-major order takes word
+    ⌊n/16⌋ mod 4 of Philox4x32-10 for the counter (c mod 2³², ⌊c/2³²⌋, 0, 2³² − 1) with
+    c = ⌊n/64⌋·16 + n mod 16, and is kept iff that is at least ⌊p·2³²⌋.
+
+    Parameters
+    ----------
+    x : any shape, float32, float16 or bfloat16
+    p : in [0, 1)
+    seed : 0 to 2⁶⁴ − 1
+
+    Returns
+    -------
+    x's shape, kind and dtype.
+
+    Raises
+    ------
+    ValueError (p, seed), TypeError (dtype, seed).
+
+    Examples
+    --------
+    >>> import numpy as np, spatile as sp
+    >>> sp.dropout(np.ones(8, np.float32), p=0.5, seed=0).tolist()
+    [2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 0.0, 2.0]
+    """
+    op = "dropout"
+    kind_of(op, "x", x)
+    number = whole_seed(op, seed)
+    out = empty(x, shape_of(x))
+    _core.dropout(x, p, number, out)
     return out
 
 

@@ -7,12 +7,13 @@ empty one of the same kind.
 
 from __future__ import annotations
 
+import operator
 import sys
 from typing import Any
 
 import numpy as np
 
-__all__ = ["Array", "check_out", "empty", "kind_of", "shape_of", "to_numpy"]
+__all__ = ["Array", "check_out", "empty", "kind_of", "shape_of", "to_numpy", "whole_seed"]
 
 Array = Any
 """A NumPy array, or a CPU tensor that speaks DLPack (a torch tensor, for example)."""
@@ -59,6 +60,17 @@ def empty(like: Array, shape: tuple[int, ...], dtype: str | None = None) -> Arra
         raise NotImplementedError(f"results of kind {library.__name__} (it has no from_dlpack)")
     name = str(like.dtype).rpartition(".")[2] if dtype is None else dtype
     return library.from_dlpack(np.empty(shape, dtype=name))
+
+
+def whole_seed(op: str, seed: object) -> int:
+    """``seed`` as an integer of 64 bits. Raises TypeError and ValueError naming it."""
+    try:
+        number = operator.index(seed)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{op}: seed is a {type(seed).__name__}, expected an integer") from None
+    if not 0 <= number < 2**64:
+        raise ValueError(f"{op}: seed is {number}, expected 0 to 2**64 - 1")
+    return number
 
 
 def to_numpy(op: str, arg: str, x: Array) -> np.ndarray[Any, Any]:

@@ -10,7 +10,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from spatile import _core
-from spatile.ops.arrays import Array, check_out, empty, kind_of, shape_of, to_numpy
+from spatile.ops.arrays import (
+    Array,
+    check_out,
+    empty,
+    kind_of,
+    shape_of,
+    to_numpy,
+    whole_seed,
+)
 
 __all__ = ["AttentionGrads", "AttentionResult", "attention", "attention_backward"]
 
@@ -100,13 +108,7 @@ def _dropout(op: str, dropout: float, seed: int | None) -> tuple[float, int]:
         if rate > 0:
             raise ValueError(f"{op}: seed is None, expected an integer where dropout > 0")
         return rate, 0
-    try:
-        number = operator.index(seed)
-    except TypeError:
-        raise TypeError(f"{op}: seed is a {type(seed).__name__}, expected an integer") from None
-    if not 0 <= number < 2**64:
-        raise ValueError(f"{op}: seed is {number}, expected 0 to 2**64 - 1")
-    return rate, number
+    return rate, whole_seed(op, seed)
 
 
 def _check_arrays(op: str, packed: bool, **arrays: Array | None) -> None:

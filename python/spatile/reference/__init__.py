@@ -7,7 +7,7 @@ what defines an op's meaning is checked: shapes that disagree raise NumPy's own 
 
 from __future__ import annotations
 
-from .activations import embedding, gelu, layer_norm, softmax
+from .activations import dropout, embedding, gelu, layer_norm, softmax
 from .attention import AttentionResult, attention
 from .attention_backward import AttentionGrads, attention_backward
 from .groups import (
@@ -32,6 +32,7 @@ __all__ = [
     "apply_mask_",
     "attention",
     "attention_backward",
+    "dropout",
     "dropout_keep",
     "embedding",
     "expand_mask",

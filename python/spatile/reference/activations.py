@@ -1,4 +1,4 @@
-"""What an encoder needs besides its products: normalisation, GELU, softmax, embedding."""
+"""What an encoder needs besides its products: normalisation, GELU, dropout, softmax, embedding."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import math
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from .philox import philox4x32
 
 Float = NDArray[np.float64]
 
@@ -58,6 +60,25 @@ def gelu(x: ArrayLike, *, approximate: str = "none") -> Float:
             inner = math.sqrt(2.0 / math.pi) * (x64 + 0.044715 * x64**3)
             return np.asarray(0.5 * x64 * (1.0 + np.tanh(inner)))
     raise ValueError(f"gelu: approximate is {approximate!r}, expected 'none' or 'tanh'")
+
+
+def dropout(x: ArrayLike, *, p: float, seed: int) -> Float:
+    """x/(1 − p) where the element is kept, else 0.
+
+    Element n in row-major order is kept iff its word is at least floor(p·2³²): word n // 16 % 4 of
+    the counter (c % 2³², c // 2³², 0, 2³² − 1) with c = n // 64 · 16 + n % 16.
+
+    >>> dropout([1.0] * 8, p=0.5, seed=0).tolist()
+    [2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 0.0, 2.0]
+    """
+    x64 = np.asarray(x).astype(np.float64)
+    n = np.arange(x64.size, dtype=np.uint64).reshape(x64.shape)
+    c = n // 64 * 16 + n % 16
+    counter = np.stack([c % 2**32, c // 2**32, 0 * c, 0 * c + (2**32 - 1)], axis=-1)
+    word = np.take_along_axis(
+        philox4x32(counter, seed), (n // 16 % 4).astype(np.int64)[..., None], axis=-1
+    )[..., 0]
+    return np.where(word >= math.floor(p * 2**32), x64 / (1.0 - p), 0.0)
 
 
 def softmax(x: ArrayLike) -> Float:
