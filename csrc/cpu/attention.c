@@ -4,6 +4,8 @@
  * and saves a barrier. */
 #include "attention.h"
 
+#include "bf16.h"
+
 #include "ops.h"
 #include "pool.h"
 
@@ -13,6 +15,7 @@
 struct attention_job {
   const spt_cpu_tier *tier;
   const spt_attention_problem *p;
+  bool bf16;            /* products in it: the arrays are, and the processor multiplies it */
   int64_t parts;        /* of a sequence's queries */
   int64_t group;        /* query heads of a kv head */
   int64_t key_panels;   /* of the longest sequence */
@@ -21,7 +24,8 @@ struct attention_job {
   spt_pieces pieces;
 };
 
-/* A piece of scratch memory, divided. */
+/* A piece of scratch memory, divided. In bfloat16 the panels of k, v and q take the first halves of
+ * the float32 panels' places. */
 typedef struct workspace {
   float *k, *v, *q, *out, *added, *tokens, *block;
 } workspace;
@@ -54,14 +58,33 @@ static int64_t divide(workspace *w, float *memory, const struct attention_job *j
   return used;
 }
 
+/* 16 rows of bfloat16 as a pair panel at `panel`, which has room for the float32 one. */
+static void pack_pairs(const struct attention_job *job, float *panel, const spt_matrix *m,
+                       int64_t row) {
+  spt_matrix words;
+  if (spt_as_words(m, &words)) {
+    job->tier->panel_pack(panel, &words, row);
+  } else {
+    job->tier->panel_pack(panel, m, row);
+    job->tier->panel_narrow((uint16_t *)panel, panel, m->cols);
+  }
+}
+
 static void pack_keys(const struct attention_job *job, const workspace *w, const spt_sequence *s,
                       int64_t kv_head) {
   const spt_attention_problem *p = job->p;
   spt_matrix k = spt_head_matrix(&p->k, s->number, s->k_start, kv_head, s->keys, p->d);
   spt_matrix v = spt_head_matrix(&p->v, s->number, s->k_start, kv_head, s->keys, p->dv);
   for (int64_t row = 0; row < s->keys; row += SPT_LANES) {
-    job->tier->panel_pack(w->k + row * p->d, &k, row);
-    job->tier->panel_pack(w->v + row * p->dv, &v, row);
+    float *k_panel = w->k + row * p->d, *v_panel = w->v + row * p->dv;
+    if (job->bf16) {
+      pack_pairs(job, k_panel, &k, row);
+      pack_pairs(job, v_panel, &v, row);
+      job->tier->panel_split((uint16_t *)v_panel, (uint16_t *)v_panel, p->dv);
+    } else {
+      job->tier->panel_pack(k_panel, &k, row);
+      job->tier->panel_pack(v_panel, &v, row);
+    }
   }
 }
 
@@ -74,16 +97,24 @@ static void attend(const struct attention_job *job, const workspace *w, const sp
   spt_matrix q = spt_head_matrix(&p->q, s->number, s->q_start, head, s->queries, p->d);
   spt_matrix out = spt_head_matrix(&p->out, s->number, s->q_start, head, s->queries, p->dv);
   spt_attention_dropout dropout = spt_dropout_of(p, s->number, head);
-  job->tier->panel_pack(w->q, &q, query);
+  if (job->bf16) {
+    pack_pairs(job, w->q, &q, query);
+  } else {
+    job->tier->panel_pack(w->q, &q, query);
+  }
   if (gather) {
     spt_gather_added(w->added, job->tier, p, s, head, query);
   }
+  int words = job->bf16 ? 2 : 1; /* elements in a float's place */
   job->tier->attention_block(&(spt_attention_block){
-      .q = w->q,
-      .k = w->k,
-      .v = w->v,
-      .k_stride = p->d * SPT_LANES,
-      .v_stride = p->dv * SPT_LANES,
+      .q = job->bf16 ? NULL : w->q,
+      .k = job->bf16 ? NULL : w->k,
+      .v = job->bf16 ? NULL : w->v,
+      .q_pairs = job->bf16 ? (uint16_t *)w->q : NULL,
+      .k_pairs = job->bf16 ? (uint16_t *)w->k : NULL,
+      .v_rows = job->bf16 ? (uint16_t *)w->v : NULL,
+      .k_stride = p->d * SPT_LANES * words,
+      .v_stride = p->dv * SPT_LANES * words,
       .d = p->d,
       .dv = p->dv,
       .key_end = s->keys,
@@ -211,6 +242,8 @@ spt_status spt_cpu_attention(void *state, const spt_attention_problem *p, spt_er
   int64_t tasks = p->sequences * p->kv_heads;
   int width = spt_pool_width();
   struct attention_job job = {.tier = spt_cpu_tier_in_use(), .p = p};
+  job.bf16 = job.tier->bf16_native && p->q.dtype == SPT_BF16 && p->k.dtype == SPT_BF16 &&
+             p->v.dtype == SPT_BF16 && p->d % 2 == 0;
   job.parts = parts_for(p, tasks, width);
   job.group = p->heads / p->kv_heads;
   job.key_panels = spt_ceil_div(spt_most_keys(p), SPT_LANES);

@@ -12,6 +12,18 @@ static inline int64_t spt_pair_panel_features(int64_t features) {
          SPT_PAIR_PANEL_MULTIPLE;
 }
 
+/* Rows of bfloat16 as rows of words of two: what turns rows into panels makes pairs of them. */
+static inline bool spt_as_words(const spt_matrix *x, spt_matrix *words) {
+  *words = (spt_matrix){.data = x->data,
+                        .dtype = SPT_F32,
+                        .rows = x->rows,
+                        .cols = x->cols / 2,
+                        .row = x->row / 2,
+                        .col = 1};
+  return x->dtype == SPT_BF16 && x->col == 1 && x->row % 2 == 0 && x->cols % 2 == 0 &&
+         (uintptr_t)x->data % 4 == 0;
+}
+
 /* Zeros in the features from `features` on, of n panels. */
 void spt_clear_pair_padding(uint16_t *panels, int64_t features, int64_t n_panels);
 

@@ -26,18 +26,6 @@ struct linear_job {
   int64_t n_panels;  /* in the chunk */
 };
 
-/* Rows of bfloat16 as rows of words of two: what turns rows into panels makes pairs of them. */
-static bool as_words(const spt_matrix *x, spt_matrix *words) {
-  *words = (spt_matrix){.data = x->data,
-                        .dtype = SPT_F32,
-                        .rows = x->rows,
-                        .cols = x->cols / 2,
-                        .row = x->row / 2,
-                        .col = 1};
-  return x->dtype == SPT_BF16 && x->col == 1 && x->row % 2 == 0 && x->cols % 2 == 0 &&
-         (uintptr_t)x->data % 4 == 0;
-}
-
 static void pack_rows(void *context, int64_t panel, int worker) {
   (void)worker;
   const struct linear_job *job = context;
@@ -50,7 +38,7 @@ static void pack_rows(void *context, int64_t panel, int worker) {
   }
   uint16_t *pairs = job->x_pairs + panel * job->product.x_stride;
   spt_matrix words;
-  if (as_words(x, &words)) {
+  if (spt_as_words(x, &words)) {
     job->tier->panel_pack((float *)pairs, &words, row);
   } else {
     job->tier->panel_pack(to, x, row);

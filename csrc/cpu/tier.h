@@ -183,6 +183,8 @@ typedef struct spt_cpu_tier {
   bool bf16_native; /* the processor multiplies bfloat16 itself */
   /* A float32 panel as pairs; an odd last feature gets a zero beside it. */
   void (*panel_narrow)(uint16_t *pairs, const float *panel, int64_t features);
+  /* A pair panel as a row panel, which may be the same memory; features are even. */
+  void (*panel_split)(uint16_t *rows, const uint16_t *pairs, int64_t features);
 
   /* dw (columns of the strip, 16) += Σ over tokens of x · gᵀ. x: rows of w->in features, x_row floats
    * apart; g (tokens, 16): the strip's 16 rows. */

@@ -60,7 +60,9 @@ def test_values(lengths: list[int], options: dict[str, Any], dtype: str) -> None
     assert_allclose(f64(got.out), exact.out, atol=CLOSE[dtype])
     assert_allclose(got.lse, exact.lse, atol=1e-5)
     assert_allclose(got.token_importance, exact.token_importance, rtol=1e-5, atol=1e-6)
-    assert_allclose(got.head_importance, exact.head_importance, rtol=1e-4, atol=1e-5)
+    # Processors that multiply bfloat16 round the probabilities to it: 8 bits, and the sum of many.
+    rtol = 1e-3 if dtype == "bfloat16" else 1e-4
+    assert_allclose(got.head_importance, exact.head_importance, rtol=rtol, atol=1e-5)
 
 
 @pytest.mark.parametrize("causal", [False, True])

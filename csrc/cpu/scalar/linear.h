@@ -67,6 +67,17 @@ static void panel_narrow(uint16_t *pairs, const float *panel, int64_t features) 
   }
 }
 
+static void panel_split(uint16_t *rows, const uint16_t *pairs, int64_t features) {
+  for (int64_t f = 0; f < features; f += 2) {
+    uint16_t both[2 * SPT_LANES];
+    memcpy(both, pairs + f * SPT_LANES, sizeof both);
+    for (int l = 0; l < SPT_LANES; l++) {
+      rows[f * SPT_LANES + l] = both[2 * l];
+      rows[(f + 1) * SPT_LANES + l] = both[2 * l + 1];
+    }
+  }
+}
+
 static void store_row_bf16(const spt_panel_product *p, int64_t row, int64_t panel, const float *y) {
   uint16_t *to = p->y_bf16 + panel * p->y_stride;
   for (int l = 0; l < SPT_LANES; l++) {

@@ -270,3 +270,16 @@ static void panel_narrow(uint16_t *pairs, const float *panel, int64_t features) 
     }
   }
 }
+
+static void panel_split(uint16_t *rows, const uint16_t *pairs, int64_t features) {
+  for (int64_t f = 0; f < features; f += 2) {
+    vec_int both[VECS];
+    for (int v = 0; v < VECS; v++) {
+      both[v] = vec_load_pairs(pairs + f * SPT_LANES + 2 * v * VEC_WIDTH);
+    }
+    for (int v = 0; v < VECS; v++) {
+      vec_store_bf16(rows + f * SPT_LANES + v * VEC_WIDTH, vec_even_bf16(both[v]));
+      vec_store_bf16(rows + (f + 1) * SPT_LANES + v * VEC_WIDTH, vec_odd_bf16(both[v]));
+    }
+  }
+}

@@ -45,6 +45,8 @@ def kind_of(op: str, arg: str, x: Array) -> str:
 
 def shape_of(x: Array) -> tuple[int, ...]:
     """The shape as a plain tuple."""
+    if isinstance(x, np.ndarray):
+        return x.shape
     return tuple(int(n) for n in x.shape)
 
 
@@ -99,7 +101,10 @@ def check_out(
     if not memory.flags.writeable:
         raise ValueError(f"{op}: out is read-only, expected a writable array")
     for name, x in inputs.items():
-        # Interleaved slices are told apart with a little work, and what is too hard is refused.
-        if x is not None and np.may_share_memory(memory, to_numpy(op, name, x), max_work=100):  # type: ignore[arg-type]
+        # Bounds first, which is cheap. Interleaved slices are told apart with a little work, and
+        # what is too hard is refused.
+        if x is None or not np.may_share_memory(memory, to_numpy(op, name, x)):
+            continue
+        if np.may_share_memory(memory, to_numpy(op, name, x), max_work=100):  # type: ignore[arg-type]
             raise ValueError(f"{op}: out shares memory with {name}, expected memory of its own")
     return out

@@ -149,6 +149,8 @@ def attention(
     Parameters
     ----------
     q, k, v : (b, sq, h, d), (b, sk, hk, d), (b, sk, hk, dv) float32, float16 or bfloat16
+        Sums are float32. Where all three are bfloat16 and the processor multiplies it,
+        probabilities are rounded to it before they meet v, as PyTorch does.
         Or packed: (t, h, d) with ``offsets``. hk divides h: query head i uses key head i // (h/hk).
     mask : bool, broadcastable to (b, h, sq, sk), optional
         True = attend.
