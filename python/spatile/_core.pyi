@@ -78,6 +78,7 @@ def strips(
     run_len: Any,
     values: Any,
     rows: Any,
+    dtype: str,
     /,
 ) -> object: ...
 def csr(out: int, in_: int, row_ptr: Any, col: Any, values: Any, /) -> object: ...
@@ -100,7 +101,6 @@ class Encoder:
         types: Any,
         first_only: bool,
         hidden: Any,
-        dtype: str,
         /,
     ) -> None: ...
 

@@ -46,7 +46,8 @@ def kind_of(op: str, arg: str, x: Array) -> str:
 def shape_of(x: Array) -> tuple[int, ...]:
     """The shape as a plain tuple."""
     if isinstance(x, np.ndarray):
-        return x.shape
+        shape: tuple[int, ...] = x.shape
+        return shape
     return tuple(int(n) for n in x.shape)
 
 
