@@ -194,6 +194,38 @@ def test_the_retraining_stage_skips_what_is_pruned_unless_told_not_to(
         assert scores[0][stage] == scores[1][stage]
 
 
+def test_whose_products_a_run_uses_is_tried_once_and_noted(
+    tiny_model: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from spatile.finetune import layers, training
+    from spatile.torch import Dropout, Linear
+
+    assert layers.faster_linear() in ("spatile", "torch")
+    seen: list[set[type]] = []
+
+    def noticed(run: RunFolder, model: torch.nn.Module) -> None:
+        layers.use_layers(run, model)
+        seen.append({type(m) for m in model.modules()})
+
+    monkeypatch.setattr(training, "use_layers", noticed)
+    for answer in ("spatile", "torch"):
+        monkeypatch.setattr(layers, "faster_linear", lambda answer=answer: answer)
+        out = tmp_path / answer
+        finetune(tiny_model, tiny_data, out=out, **SHORT)
+        run = RunFolder.open(out)
+        assert run.state["linear"] == answer
+        assert (Linear in seen[-1]) == (answer == "spatile")
+        assert Dropout in seen[-1]
+        # The trial's answer is kept, whatever it would be now.
+        monkeypatch.setattr(layers, "faster_linear", lambda: pytest.fail("tried again"))
+        layers.use_layers(run, torch.nn.Linear(2, 2))
+    given = tmp_path / "given"
+    finetune(tiny_model, tiny_data, out=given, **{**SHORT, "linear": "torch"})
+    assert RunFolder.open(given).state["linear"] == "torch"
+
+
 def test_a_plan_of_ones_own(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> None:
     plan = Plan.uniform(Tile(8, 8), 0.25, targets=["encoder.layer.1"])
     report = finetune(tiny_model, tiny_data, out=tmp_path / "run", plan=plan, **SHORT)

@@ -21,7 +21,7 @@ from spatile.cli import main
 OPTIONS = [
     "--sparsity=0.5", "--epochs-dense=2", "--epochs-reweighted=2", "--epochs-retrain=2",
     "--batch-size=4", "--lr=1e-3", "--max-length=64", "--checkpoint-every=5", "--threads=1",
-    "--timing-rounds=0", "--distill=0.3",
+    "--timing-rounds=0", "--distill=0.3", "--linear=spatile",
 ]  # fmt: skip
 NO_TIMING = ["--timing-rounds", "0"]
 STAGES = ("dense", "reweighted", "pruned", "retrained")

@@ -128,6 +128,11 @@ def _training(parser: argparse.ArgumentParser) -> None:
         help="while training (auto: spatile's where the model takes it, else sdpa)",
     )
     group.add_argument(
+        "--linear",
+        choices=("auto", "spatile", "torch"),
+        help="matrix products while training (auto: spatile's where a trial finds them faster)",
+    )
+    group.add_argument(
         "--no-sparse",
         dest="sparse",
         action="store_false",

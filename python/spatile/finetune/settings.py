@@ -17,6 +17,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "method": ("proximal", "gradient"),
     "scope": ("matrix", "global", "row-balanced"),
     "attention": ("auto", "spatile", "sdpa", "eager"),
+    "linear": ("auto", "spatile", "torch"),
     "overlap": (None, "error", "drop"),
     "kind": (None, "classification", "regression"),
 }
@@ -43,8 +44,9 @@ class Settings:
     """All that decides a run's result. Each field is the argument of ``finetune`` of that name.
 
     ``attention`` is the back-end while training; ``"auto"`` is spatile's where the model takes it,
-    else PyTorch's. ``sparse`` lets the retraining stage compute kept groups only, where that is
-    faster (:class:`spatile.torch.PruningCallback`).
+    else PyTorch's. ``linear`` says whose matrix products the linear layers use; ``"auto"`` is
+    spatile's where a short trial finds them clearly faster. ``sparse`` lets the retraining stage
+    compute kept groups only, where that is faster (:class:`spatile.torch.PruningCallback`).
 
     Raises ValueError naming the setting, what it is and what was expected.
     """
@@ -73,6 +75,7 @@ class Settings:
     weight_decay: float = 0.01
     max_length: int = 128
     attention: str = "auto"
+    linear: str = "auto"
     sparse: bool = True
     bf16: bool = False
     seed: int = 0

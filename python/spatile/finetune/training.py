@@ -19,6 +19,7 @@ from spatile.finetune.checkpoints import load_classifier, load_tokenizer, quiet_
 from spatile.finetune.data.task import Task
 from spatile.finetune.job import Job
 from spatile.finetune.keeper import Keeper
+from spatile.finetune.layers import use_layers
 from spatile.finetune.progress import Progress
 from spatile.finetune.recorder import AfterPruning, BeforePruning
 from spatile.finetune.run_folder import RunFolder, disk_is_full
@@ -76,6 +77,7 @@ def train(run: RunFolder, job: Job, progress: Progress) -> None:
         scope=settings.scope,  # type: ignore[arg-type]
         sparse="auto" if settings.sparse else False,
     )
+    use_layers(run, job.model)
     keeper = Keeper(run, job, progress, pruning)
     keeper.reached("pretrained", job.model)
     twin = Twin(run, job)

@@ -15,6 +15,7 @@ import torch
 from spatile.finetune.checkpoints import load_classifier, quiet_transformers
 from spatile.finetune.job import Job
 from spatile.finetune.keeper import Keeper
+from spatile.finetune.layers import use_layers
 from spatile.finetune.progress import Progress
 from spatile.finetune.recorder import StepProgress
 from spatile.finetune.run_folder import RunFolder, write_folder
@@ -49,6 +50,7 @@ class Twin:
         steps = job.steps
         if not self.wanted:
             return
+        use_layers(run, job.model)
         teacher = None
         if run.settings.distill > 0:
             teacher = functools.partial(

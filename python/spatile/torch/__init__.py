@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING
 
 from spatile.sparsity import Plan, Stages
 from spatile.torch.distillation import distillation_loss
-from spatile.torch.functional import attention, linear
+from spatile.torch.functional import attention, dropout, linear
+from spatile.torch.layers import Dropout, Linear, restore_layers, swap_layers
 from spatile.torch.pruner import Pruner
 from spatile.torch.sparse_linear import SparseLinear, densify, sparsify
 
 __all__ = [
+    "Dropout",
+    "Linear",
     "Plan",
     "Pruner",
     "PruningCallback",
@@ -23,10 +26,13 @@ __all__ = [
     "attention",
     "densify",
     "distillation_loss",
+    "dropout",
     "last_checkpoint",
     "linear",
     "register",
+    "restore_layers",
     "sparsify",
+    "swap_layers",
 ]
 
 if TYPE_CHECKING or find_spec("transformers") is not None:

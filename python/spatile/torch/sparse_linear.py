@@ -6,73 +6,19 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
-from spatile import _core, ops
+from spatile import ops
 from spatile.ops.sparse_matrix import SparseMatrix
 from spatile.patterns import Element, Pattern
+from spatile.torch.functional import LinearProduct
+from spatile.torch.layers import Linear, autocast
 from spatile.torch.parameters import unwrap
 from spatile.torch.pruner import Pruner
 
 __all__ = ["SparseLinear", "densify", "sparsify"]
 
 
-class _SparseProduct(Function):  # type: ignore[misc]
-    """x·(W on kept groups)ᵀ + bias; W is the dense parameter, its gradient zero where pruned."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        structure: SparseMatrix,
-    ) -> torch.Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.structure = structure
-        out = x.new_empty((*x.shape[:-1], weight.shape[0]))
-        _core.linear(
-            _rows(x),
-            (_memory(weight), structure._capsule),
-            _rows(out),
-            None if bias is None else _memory(bias),
-            None,
-            0,
-            False,
-        )
-        return out
-
-    @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        need_x, need_weight, need_bias, _ = ctx.needs_input_grad
-        dx = torch.empty(x.shape, dtype=x.dtype) if need_x else None
-        dw = torch.empty(weight.shape, dtype=weight.dtype) if need_weight else None
-        db = torch.empty(weight.shape[:1], dtype=weight.dtype) if need_bias else None
-        _core.linear_backward(
-            _rows(grad),
-            _rows(x),
-            (_memory(weight), ctx.structure._capsule),
-            None if dx is None else _rows(dx),
-            None if dw is None else _memory(dw),
-            None if db is None else _memory(db),
-        )
-        return dx, dw, db, None
-
-
-def _memory(t: torch.Tensor) -> Any:
-    """What the core reads the tensor through; NumPy's view takes a tenth of DLPack's time."""
-    t = t.detach()
-    return t if t.dtype == torch.bfloat16 else t.numpy()
-
-
-def _rows(t: torch.Tensor) -> Any:
-    return _memory(t.reshape(-1, t.shape[-1]))
-
-
-class SparseLinear(nn.Linear):  # type: ignore[misc]
+class SparseLinear(Linear):
     """An ``nn.Linear`` of which :func:`sparsify` knows which groups of ``weight`` are kept.
 
     Parameters, their names and shapes are those of ``nn.Linear``, so optimizers, checkpoints and
@@ -86,6 +32,7 @@ class SparseLinear(nn.Linear):  # type: ignore[misc]
     """bool, ``pattern.mask_shape((out_features, in_features))``, True = kept."""
     pattern: Pattern
     _structure: SparseMatrix | None
+    _was: type[nn.Linear]
 
     def _keep(self, mask: torch.Tensor, pattern: Pattern) -> None:
         self.mask = mask.detach().to("cpu", copy=True)
@@ -102,14 +49,12 @@ class SparseLinear(nn.Linear):  # type: ignore[misc]
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """(…, in_features) → (…, out_features) of the same dtype."""
-        if torch.is_autocast_enabled(input.device.type):
-            input = input.to(torch.get_autocast_dtype(input.device.type))
         weight = self.weight
         if self.structure.index["kept"] is not None:
             # Some stored columns belong to pruned groups in part of their 16 rows.
             kept = ops.expand_mask(self.mask, tuple(weight.shape), pattern=self.pattern)
             weight = weight * kept
-        out: torch.Tensor = _SparseProduct.apply(input, weight, self.bias, self.structure)
+        out: torch.Tensor = LinearProduct.apply(autocast(input), weight, self.bias, self.structure)
         return out
 
     def extra_repr(self) -> str:
@@ -123,11 +68,12 @@ class SparseLinear(nn.Linear):  # type: ignore[misc]
 def sparsify(model: nn.Module, pruner: Pruner, *, min_sparsity: float = 0.0) -> tuple[str, ...]:
     """Have the pruned linear layers of ``model`` compute their kept groups only.
 
-    Each ``nn.Linear`` whose weight ``pruner`` has pruned becomes a :class:`SparseLinear`, in place
-    and with the same parameters; call it once more after pruning again. Pruned weights are set to
-    zero. Layers stay as they are where less than ``min_sparsity`` of what would be computed is
-    saved, and where they are something else (GPT-2's Conv1D) or pruned by single elements. Returns
-    the names of the layers that are sparse now; :func:`densify` undoes it.
+    Each ``nn.Linear`` (or :class:`Linear`) whose weight ``pruner`` has pruned becomes a
+    :class:`SparseLinear`, in place and with the same parameters; call it once more after pruning
+    again. Pruned weights are set to zero. Layers stay as they are where they are something else
+    (GPT-2's Conv1D) or pruned by single elements, and those of PyTorch where less than
+    ``min_sparsity`` of what would be computed is saved. Returns the names of the layers that are
+    sparse now; :func:`densify` undoes it.
 
     The gradient of a pruned weight is zero, where that of an ``nn.Linear`` is not: the norm that
     gradients are clipped by counts kept weights alone.
@@ -161,14 +107,16 @@ def sparsify(model: nn.Module, pruner: Pruner, *, min_sparsity: float = 0.0) -> 
         name = m.parameter.rpartition(".")[0]
         module = inner.get_submodule(name)
         whole = m.rows is None and not m.transposed and m.parameter.endswith(".weight")
-        linear = type(module) in (nn.Linear, SparseLinear)
+        linear = type(module) in (nn.Linear, Linear, SparseLinear)
         if not (whole and linear) or isinstance(m.pattern, Element):
             continue
+        was = module._was if isinstance(module, SparseLinear) else type(module)
         module.__class__ = SparseLinear
         assert isinstance(module, SparseLinear)
+        module._was = was
         module._keep(masks[m.name], m.pattern)
         stored = module.structure.values.size / max(1, module.weight.numel())
-        if min_sparsity > 0.0 and 1.0 - stored < min_sparsity:
+        if was is nn.Linear and min_sparsity > 0.0 and 1.0 - stored < min_sparsity:
             _densify(module)
         else:
             found.append(name)
@@ -176,7 +124,7 @@ def sparsify(model: nn.Module, pruner: Pruner, *, min_sparsity: float = 0.0) -> 
 
 
 def densify(model: nn.Module) -> tuple[str, ...]:
-    """Undo :func:`sparsify`: plain ``nn.Linear`` layers again, with the same parameters.
+    """Undo :func:`sparsify`: the layers are again what they were, with the same parameters.
 
     Returns the names of the layers that were sparse.
     """
@@ -189,6 +137,7 @@ def densify(model: nn.Module) -> tuple[str, ...]:
 
 
 def _densify(module: SparseLinear) -> None:
-    for attribute in ("mask", "pattern", "_structure"):
+    was = module._was
+    for attribute in ("mask", "pattern", "_structure", "_was"):
         delattr(module, attribute)
-    module.__class__ = nn.Linear
+    module.__class__ = was
