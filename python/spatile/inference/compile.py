@@ -24,8 +24,9 @@ __all__ = ["CompiledMatrix", "compile_encoder"]
 
 Array = np.ndarray[Any, Any]
 
-# Below this density a CSR product beats one that also multiplies the zeros (spatile bench linear).
-CSR_DENSITY = 0.35
+# Below this density a CSR product beats one that also multiplies the zeros, from 16 tokens on: a
+# weight of it costs a load of x for each 16 tokens, where dense ones share it (csrc/cpu/simd/csr.h).
+CSR_DENSITY = 0.3
 
 
 @dataclass(frozen=True)
