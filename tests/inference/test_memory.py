@@ -47,3 +47,38 @@ def test_an_encoder_that_lacked_memory_answers_the_next_call(tmp_path: Path) -> 
         timeout=300,
     )
     assert done.stdout == "goes on\n", done.stderr
+
+
+NO_MORE_MEMORY = """
+import resource, sys
+import numpy as np
+from spatile.inference import Encoder
+
+encoder = Encoder.load(sys.argv[1], compute=sys.argv[2])
+ids = [[2] + [7] * 60 + [3]] * 400  # 25,000 tokens: a workspace of tens of megabytes
+larger = [[2] + [7] * 90 + [3]] * 1_000
+before = encoder.forward(ids, first_only=True)[0]
+pages = int(open("/proc/self/statm").read().split()[0])
+limit = pages * resource.getpagesize() + (4 << 20)
+resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+for _ in range(3):
+    assert (encoder.forward(ids, first_only=True)[0] == before).all()
+try:
+    encoder.forward(larger, first_only=True)
+except MemoryError:
+    print("the limit holds")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of address space are Linux's here")
+@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
+def test_a_second_run_of_a_size_allocates_nothing(tmp_path: Path, compute: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", NO_MORE_MEMORY, str(save(make_model("bert"), tmp_path)), compute],
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.stdout == "the limit holds\n", done.stderr

@@ -73,13 +73,27 @@ def test_callers_in_many_threads_while_the_pool_is_resized() -> None:
     assert wrong == []
 
 
-def test_a_forked_child_computes_with_threads_of_its_own() -> None:
-    code = """
-import os, sys
+# Whose threads run the tasks: the core's own, or those of the OpenMP runtime that PyTorch brings,
+# which is looked for once in 64 jobs.
+POOLS = {"own": "", "PyTorch's": "import torch; [sp.linear(x, x) for _ in range(130)]"}
+
+
+def run_in_a_process(code: str, pool: str) -> None:
+    start = f"""
+import os, threading
 import numpy as np, spatile as sp
 sp.set_num_threads(3)
 x = np.random.default_rng(0).standard_normal((200, 64)).astype(np.float32)
+{POOLS[pool]}
 expected = sp.linear(x, x)
+"""
+    command = [sys.executable, "-W", "ignore", "-c", start + code]
+    subprocess.run(command, check=True, timeout=120)
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_forked_child_computes_with_threads_of_its_own(pool: str) -> None:
+    code = """
 for _ in range(5):
     pid = os.fork()
     if pid == 0:
@@ -88,7 +102,36 @@ for _ in range(5):
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert np.array_equal(sp.linear(x, x), expected)
 """
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=60)
+    run_in_a_process(code, pool)
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_callers_in_many_threads(pool: str) -> None:
+    code = """
+wrong = []
+def call():
+    for _ in range(300):
+        if not np.array_equal(sp.linear(x, x), expected):
+            wrong.append(1)
+callers = [threading.Thread(target=call) for _ in range(4)]
+for thread in callers: thread.start()
+for thread in callers: thread.join()
+assert not wrong
+"""
+    run_in_a_process(code, pool)
+
+
+def test_torch_may_come_later_and_take_turns() -> None:
+    """The change of pools loses no task, and torch's own operations go on with their threads."""
+    code = """
+import torch
+t = torch.from_numpy(x)
+for i in range(200):
+    assert np.array_equal(sp.linear(x, x), expected)
+    torch.testing.assert_close(t @ t.T, torch.from_numpy(expected), atol=1e-4, rtol=1e-4)
+    torch.set_num_threads(1 + i % 3)
+"""
+    run_in_a_process(code, "own")
 
 
 def test_threads_come_from_the_environment() -> None:
