@@ -163,12 +163,14 @@ def test_info_of_a_model(finished: Finished, capsys: Capture) -> None:
 # ---- predict
 
 
+@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
 def test_predict_agrees_with_the_encoder(
-    finished: Finished, tiny_data: Path, capsys: Capture
+    finished: Finished, tiny_data: Path, capsys: Capture, compute: str
 ) -> None:
     texts = load_task(tiny_data).dev.texts[:3]
-    found = Encoder.load(finished.folder / "packed").predict(texts)
-    assert main(["predict", str(finished.folder / "packed"), *texts, "--json"]) == 0
+    found = Encoder.load(finished.folder / "packed", compute=compute).predict(texts)
+    packed = str(finished.folder / "packed")
+    assert main(["predict", packed, *texts, "--compute", compute, "--json"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [r["text"] for r in rows] == texts
     assert [r["label"] for r in rows] == found.labels

@@ -31,6 +31,13 @@ def add(commands: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument("--file", metavar="FILE", help="a text per line; default: standard input")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="(default 32)")
+    parser.add_argument(
+        "--compute",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="what products are done in; bfloat16 is up to twice as fast on processors that "
+        "multiply it (default float32)",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
     return parser
 
@@ -44,7 +51,7 @@ def run(given: argparse.Namespace) -> int:
     folder = model_folder(given.model)
     paired = given.pairs or _trained_on_pairs(Path(given.model))
     texts, pairs = _inputs(given, paired)
-    encoder = Encoder.load(folder)
+    encoder = Encoder.load(folder, compute=given.compute)
     found = encoder.predict(texts, pairs, batch_size=given.batch_size)
     names = _class_names(encoder.config, found.logits.shape[1])
     for i, text in enumerate(texts):
