@@ -207,6 +207,7 @@ static void scale_by_row(const group_job *job, const group_cell *cell, buffers *
   const spt_matrix *to = &job->scaled;
   const float *factor = scaling.factor;
   scaling.dtype = SPT_F32;
+  scaling.stream = false;
   scaling.rows = 1;
   scaling.y = b->y;
   for (int64_t row = cell->row_begin; row < cell->row_end; row++, factor += scaling.row_step) {
@@ -247,7 +248,8 @@ void spt_group_scale(const group_job *job, const group_cell *cell, buffers *b,
                          .each_column = each_column,
                          .rows = cell->row_end - cell->row_begin,
                          .cols = cell->col_end - cell->col_begin,
-                         .add = job->add};
+                         .add = job->add,
+                         .stream = job->stream};
   if (w->dtype == to->dtype && is_direct(w) && is_direct(to)) {
     job->tier->scale_rows(&scaling);
   } else {

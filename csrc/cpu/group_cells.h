@@ -24,6 +24,7 @@ struct spt_group_job {
   spt_matrix values;   /* float32 results per group, or data NULL */
   spt_matrix scaled;   /* where weights times values go, or data NULL */
   bool add;            /* to what is there */
+  bool stream;         /* float32 that no cache would keep: spt_scaling */
   bool weighs_penalty; /* sum of beta * value */
   bool stacked;        /* each row is one group: then a cell is many of them, and beta and values
                           are transposed so that those of a cell lie in one row */

@@ -157,6 +157,9 @@ typedef struct spt_scaling {
   const float *factor;
   int row_step;
   bool each_column, add;
+  bool
+      stream; /* float32 only: y goes around the caches, and what lies `rows` rows below x is fetched
+                  meanwhile */
   int64_t rows, cols;
 } spt_scaling;
 

@@ -71,6 +71,19 @@ def test_threads_change_no_bit(shape: tuple[int, int], pattern: str) -> None:
             assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("pattern", ["tile", "row", "column"])
+@pytest.mark.parametrize("offset", [0, 5])
+def test_a_gradient_that_is_written_around_the_caches(pattern: str, offset: int) -> None:
+    """Large enough for it; the array may begin anywhere, and its rows end anywhere."""
+    memory = np.empty(1400 * 1531 + offset, np.float32)
+    w = memory[offset:].reshape(1400, 1531)
+    w[...] = normal(w.shape)
+    grad = sp.group_lasso_grad(w, pattern=pattern, strength=0.5)
+    assert_allclose(
+        grad, reference.group_lasso_grad(w, pattern=pattern, strength=0.5), rtol=2e-6, atol=1e-9
+    )
+
+
 def test_a_gradient_lies_in_memory_as_its_weights() -> None:
     """A Conv1D weight arrives as a transposed view, and so does its gradient."""
     w = normal((64, 48)).T

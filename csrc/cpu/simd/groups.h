@@ -285,11 +285,12 @@ static inline __attribute__((always_inline)) vec scaled_at(const void *y, const 
   return add ? load_part(y, dtype, c, n) + scaled : scaled;
 }
 
-static inline __attribute__((always_inline)) void scale_row(void *y, const void *x,
-                                                            const spt_dtype dtype,
-                                                            const float *factor,
-                                                            const bool each_column, const bool add,
-                                                            int64_t n) {
+typedef enum scale_mode { SCALE_PLAIN, SCALE_ADD, SCALE_STREAM } scale_mode;
+
+static inline __attribute__((always_inline)) void scale_row(
+    void *y, const void *x, const spt_dtype dtype, const float *factor, const bool each_column,
+    const scale_mode mode, int64_t n, const float *next) {
+  const bool add = mode == SCALE_ADD;
   int64_t c = head_of(y, dtype, n);
   if (c > 0) {
     store_part(y, dtype, 0, scaled_at(y, x, dtype, factor, each_column, add, 0, c), c);
@@ -299,10 +300,17 @@ static inline __attribute__((always_inline)) void scale_row(void *y, const void 
 #pragma GCC unroll 4
     for (int k = 0; k < 4; k++) {
       scaled[k] = scaled_at(y, x, dtype, factor, each_column, add, c + k * VEC_WIDTH, VEC_WIDTH);
+      if (mode == SCALE_STREAM) {
+        __builtin_prefetch(next + c + k * VEC_WIDTH, 0, 2);
+      }
     }
 #pragma GCC unroll 4
     for (int k = 0; k < 4; k++) {
-      store_storage(y, dtype, c + k * VEC_WIDTH, scaled[k]);
+      if (mode == SCALE_STREAM) {
+        vec_stream((float *)y + c + k * VEC_WIDTH, scaled[k]);
+      } else {
+        store_storage(y, dtype, c + k * VEC_WIDTH, scaled[k]);
+      }
     }
   }
   for (; c < n; c += VEC_WIDTH) {
@@ -314,34 +322,45 @@ static inline __attribute__((always_inline)) void scale_row(void *y, const void 
 static inline __attribute__((always_inline)) void scale_each(const spt_scaling *s,
                                                              const spt_dtype dtype,
                                                              const bool each_column,
-                                                             const bool add) {
+                                                             const scale_mode mode) {
   int64_t size = dtype == SPT_F32 ? sizeof(float) : sizeof(uint16_t);
   int64_t n = s->cols, x_step = s->x_stride * size, y_step = s->y_stride * size;
   const char *x = s->x;
   char *y = s->y;
   const float *factor = s->factor;
   for (int64_t r = s->rows; r > 0; r--) {
-    scale_row(y, x, dtype, factor, each_column, add, n);
+    scale_row(y, x, dtype, factor, each_column, mode, n, (const float *)(x + s->rows * x_step));
     factor += s->row_step;
     x += x_step;
     y += y_step;
   }
 }
 
+static inline __attribute__((always_inline)) void scale_mode_of(const spt_scaling *s,
+                                                                const spt_dtype dtype,
+                                                                const scale_mode mode) {
+  if (s->each_column) {
+    scale_each(s, dtype, true, mode);
+  } else {
+    scale_each(s, dtype, false, mode);
+  }
+}
+
 static inline __attribute__((always_inline)) void scale_all(const spt_scaling *s,
                                                             const spt_dtype dtype) {
-  if (s->each_column && s->add) {
-    scale_each(s, dtype, true, true);
-  } else if (s->each_column) {
-    scale_each(s, dtype, true, false);
-  } else if (s->add) {
-    scale_each(s, dtype, false, true);
+  if (s->add) {
+    scale_mode_of(s, dtype, SCALE_ADD);
   } else {
-    scale_each(s, dtype, false, false);
+    scale_mode_of(s, dtype, SCALE_PLAIN);
   }
 }
 
 static void scale_rows(const spt_scaling *s) {
+  if (s->stream) {
+    scale_mode_of(s, SPT_F32, SCALE_STREAM);
+    _mm_sfence(); /* before the task is reported done */
+    return;
+  }
   if (s->dtype == SPT_F32) {
     scale_all(s, SPT_F32);
   } else if (s->dtype == SPT_F16) {

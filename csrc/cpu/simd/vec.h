@@ -95,6 +95,8 @@ static inline vec vec_sums(const float (*v)[VEC_WIDTH]) {
   __m512 even = vec_halve_lanes(quarter[0], quarter[2]);
   return (vec)vec_halve_lanes(even, vec_halve_lanes(quarter[1], quarter[3]));
 }
+/* Around the caches; p begins a register's worth of memory. */
+static inline void vec_stream(float *p, vec a) { _mm512_stream_ps(p, (__m512)a); }
 static inline uint32_t vec_or(vec_int a) { return (uint32_t)_mm512_reduce_or_epi32((__m512i)a); }
 static inline vec vec_round(vec a) {
   return (vec)_mm512_roundscale_ps((__m512)a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
@@ -141,6 +143,8 @@ static inline vec vec_sums(const float (*v)[VEC_WIDTH]) {
   return (vec)_mm256_add_ps(_mm256_permute2f128_ps(half[0], half[1], 0x20),
                             _mm256_permute2f128_ps(half[0], half[1], 0x31));
 }
+/* Around the caches; p begins a register's worth of memory. */
+static inline void vec_stream(float *p, vec a) { _mm256_stream_ps(p, (__m256)a); }
 static inline uint32_t vec_or(vec_int a) {
   __m128i half =
       _mm_or_si128(_mm256_castsi256_si128((__m256i)a), _mm256_extracti128_si256((__m256i)a, 1));
