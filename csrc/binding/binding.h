@@ -28,6 +28,13 @@ int spt_py_number_of(double *number, PyObject *object, const char *op, const cha
 /* NULL for success or failure alike: sets the exception that the status stands for. */
 PyObject *spt_py_raise(spt_status status, const spt_error *err);
 
+/* What an op without a result returns: releases the views, then None or NULL as above. */
+PyObject *spt_py_finish(spt_status status, const spt_error *err, spt_py_view *views, int count);
+
+/* The first three arguments of an op on groups: an array, group_rows, group_cols. */
+int spt_py_grouped_view_of(spt_py_view *view, PyObject *const *args, const char *op,
+                           const char *arg, int64_t *group_rows, int64_t *group_cols);
+
 int spt_py_check_count(const char *op, Py_ssize_t found, Py_ssize_t expected);
 
 /* Packed weights travel as capsules that own references to their arrays (weights.c). */

@@ -1,61 +1,56 @@
 #include <stdlib.h>
+#include <string.h>
 
 #include "binding.h"
+
+enum { GROUPED, OTHER, VIEWS };
+
+/* What is grouped, group_rows, group_cols, and another array. */
+static int read_arguments(spt_py_view *v, int64_t *group_rows, int64_t *group_cols,
+                          PyObject *const *args, Py_ssize_t nargs, const char *op,
+                          const char *grouped, const char *other) {
+  memset(v, 0, VIEWS * sizeof *v);
+  if (spt_py_check_count(op, nargs, 4) < 0 ||
+      spt_py_grouped_view_of(&v[GROUPED], args, op, grouped, group_rows, group_cols) < 0 ||
+      spt_py_view_of(&v[OTHER], args[3], op, other) < 0) {
+    spt_py_release(v, VIEWS);
+    return -1;
+  }
+  return 0;
+}
 
 /* apply_mask(w, group_rows, group_cols, mask) */
 PyObject *spt_py_apply_mask(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
   (void)self;
-  const char *op = "apply_mask_";
-  enum { W, MASK, VIEWS };
-  spt_py_view v[VIEWS] = {0};
+  spt_py_view v[VIEWS];
   spt_apply_mask_args a = {0};
   spt_error err;
   spt_status status = SPT_OK;
-  PyObject *result = NULL;
-  if (spt_py_check_count(op, nargs, 4) < 0) {
+  if (read_arguments(v, &a.group_rows, &a.group_cols, args, nargs, "apply_mask_", "w", "mask") <
+      0) {
     return NULL;
   }
-  a.group_rows = PyLong_AsLongLong(args[1]);
-  a.group_cols = PyErr_Occurred() ? 0 : PyLong_AsLongLong(args[2]);
-  if (PyErr_Occurred() || spt_py_view_of(&v[W], args[0], op, "w") < 0 ||
-      spt_py_view_of(&v[MASK], args[3], op, "mask") < 0) {
-    goto done;
-  }
-  a.w = v[W].tensor;
-  a.mask = v[MASK].tensor;
+  a.w = v[GROUPED].tensor;
+  a.mask = v[OTHER].tensor;
   SPT_PY_CALL(status, spt_apply_mask(spt_cpu_device(), &a, &err));
-  result = status == SPT_OK ? Py_NewRef(Py_None) : spt_py_raise(status, &err);
-done:
-  spt_py_release(v, VIEWS);
-  return result;
+  return spt_py_finish(status, &err, v, VIEWS);
 }
 
 /* expand_mask(mask, group_rows, group_cols, expanded) */
 PyObject *spt_py_expand_mask(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
   (void)self;
-  const char *op = "expand_mask";
-  enum { MASK, EXPANDED, VIEWS };
-  spt_py_view v[VIEWS] = {0};
+  spt_py_view v[VIEWS];
   spt_expand_mask_args a = {0};
   spt_error err;
   spt_status status = SPT_OK;
-  PyObject *result = NULL;
-  if (spt_py_check_count(op, nargs, 4) < 0) {
+  if (read_arguments(v, &a.group_rows, &a.group_cols, args, nargs, "expand_mask", "mask",
+                     "expanded") < 0) {
     return NULL;
   }
-  a.group_rows = PyLong_AsLongLong(args[1]);
-  a.group_cols = PyErr_Occurred() ? 0 : PyLong_AsLongLong(args[2]);
-  if (PyErr_Occurred() || spt_py_view_of(&v[MASK], args[0], op, "mask") < 0 ||
-      spt_py_view_of(&v[EXPANDED], args[3], op, "expanded") < 0) {
-    goto done;
-  }
-  a.mask = v[MASK].tensor;
-  a.expanded = v[EXPANDED].tensor;
+  a.mask = v[GROUPED].tensor;
+  a.expanded = v[OTHER].tensor;
   SPT_PY_CALL(status, spt_expand_mask(spt_cpu_device(), &a, &err));
-  result = status == SPT_OK ? Py_NewRef(Py_None) : spt_py_raise(status, &err);
-done:
-  spt_py_release(v, VIEWS);
-  return result;
+  return spt_py_finish(status, &err, v, VIEWS);
 }
 
 /* matrices: a tuple of (w, group_rows, group_cols, mask); views: two for each. */

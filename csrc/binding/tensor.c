@@ -218,6 +218,11 @@ PyObject *spt_py_raise(spt_status status, const spt_error *err) {
   return NULL;
 }
 
+PyObject *spt_py_finish(spt_status status, const spt_error *err, spt_py_view *views, int count) {
+  spt_py_release(views, count);
+  return status == SPT_OK ? Py_NewRef(Py_None) : spt_py_raise(status, err);
+}
+
 int spt_py_check_count(const char *op, Py_ssize_t found, Py_ssize_t expected) {
   if (found != expected) {
     PyErr_Format(PyExc_TypeError, "%s: %zd arguments, expected %zd", op, found, expected);
