@@ -121,6 +121,10 @@ static struct {
   _Atomic(team_fn) parallel;
   atomic_uint jobs;
   atomic_bool forked; /* these runtimes do not survive a fork */
+  /* They keep a team for every thread that calls them, each with workers that wait on the processor:
+   * so one thread alone calls from here, the first, which is the one that also calls PyTorch. */
+  atomic_bool owned;
+  pthread_t owner;
 } team;
 
 static team_fn find_team(void) {
@@ -128,10 +132,16 @@ static team_fn find_team(void) {
     return NULL;
   }
   team_fn parallel = atomic_load_explicit(&team.parallel, memory_order_relaxed);
-  if (parallel == NULL &&
-      atomic_fetch_add_explicit(&team.jobs, 1, memory_order_relaxed) % LOOKS_EVERY == 0) {
+  if (atomic_load_explicit(&team.owned, memory_order_acquire)) {
+    return pthread_equal(team.owner, pthread_self()) ? parallel : NULL;
+  }
+  if (atomic_fetch_add_explicit(&team.jobs, 1, memory_order_relaxed) % LOOKS_EVERY == 0) {
     *(void **)&parallel = dlsym(RTLD_DEFAULT, "GOMP_parallel");
-    atomic_store_explicit(&team.parallel, parallel, memory_order_relaxed);
+    if (parallel != NULL) { /* one caller at a time: the pool is ours */
+      atomic_store_explicit(&team.parallel, parallel, memory_order_relaxed);
+      team.owner = pthread_self();
+      atomic_store_explicit(&team.owned, true, memory_order_release);
+    }
   }
   return parallel;
 }
