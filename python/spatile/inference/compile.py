@@ -25,7 +25,7 @@ __all__ = ["CompiledMatrix", "compile_encoder"]
 Array = np.ndarray[Any, Any]
 
 # Below this density a CSR product beats one that also multiplies the zeros, from 16 tokens on: a
-# weight of it costs a load of x for each 16 tokens, where dense ones share it (csrc/cpu/simd/csr.h).
+# weight of it costs a load of x for each 16 tokens, where dense ones share it (cpu/simd/csr.h).
 CSR_DENSITY = 0.3
 
 
