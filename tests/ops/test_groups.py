@@ -139,7 +139,9 @@ def test_where_an_array_begins_changes_no_bit(offset: int) -> None:
     moved = memory[offset : offset + w.size].reshape(w.shape)
     moved[...] = w
     for pattern in ("tile", "row", "column", "tile:5x7"):
-        assert_array_equal(sp.group_norms(moved, pattern=pattern), sp.group_norms(w, pattern=pattern))
+        assert_array_equal(
+            sp.group_norms(moved, pattern=pattern), sp.group_norms(w, pattern=pattern)
+        )
         assert_array_equal(
             sp.group_lasso_grad(moved, pattern=pattern, strength=0.5),
             sp.group_lasso_grad(w, pattern=pattern, strength=0.5),
