@@ -42,6 +42,7 @@ typedef struct spt_linear_backward_problem {
   spt_matrix grad, x;
   spt_weight w;
   spt_matrix dx, dw, dbias; /* data NULL where not wanted */
+  spt_dtype compute;        /* of dx; the others are sums of float32 products */
 } spt_linear_backward_problem;
 
 /* A matrix and its grid of groups. 1 <= group_rows <= max(1, w.rows), and so for the columns. */

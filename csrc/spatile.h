@@ -160,13 +160,15 @@ SPT_WARN_UNUSED spt_status spt_linear(spt_device *, const spt_linear_args *, spt
 
 /* Gradients of y = x · wᵀ + b. grad (n, out), x (n, in). Each output may be NULL.
  * dw: (out, in) for dense, zero outside the strips where they are given too; (n_columns, 16) for
- * strips, (nnz) for csr, float32 both. */
+ * strips, (nnz) for csr, float32 both. compute, SPT_F32 or SPT_BF16, is what the product behind dx is
+ * done in; the other two are sums in float32 or better. */
 typedef struct spt_linear_backward_args {
   spt_tensor grad, x;
   const spt_tensor *dense;
   const spt_strips *strips;
   const spt_csr *csr;
   const spt_tensor *dx, *dw, *dbias;
+  spt_dtype compute;
 } spt_linear_backward_args;
 SPT_WARN_UNUSED spt_status spt_linear_backward(spt_device *, const spt_linear_backward_args *,
                                                spt_error *);

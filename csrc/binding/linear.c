@@ -60,7 +60,7 @@ done:
   return result;
 }
 
-/* linear_backward(grad, x, w, dx or None, dw or None, dbias or None) */
+/* linear_backward(grad, x, w, dx or None, dw or None, dbias or None, whether in bfloat16) */
 PyObject *spt_py_linear_backward(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
   (void)self;
   const char *op = "linear_backward";
@@ -70,9 +70,10 @@ PyObject *spt_py_linear_backward(PyObject *self, PyObject *const *args, Py_ssize
   spt_error err;
   spt_status status = SPT_OK;
   PyObject *result = NULL;
-  if (spt_py_check_count(op, nargs, 6) < 0) {
+  if (spt_py_check_count(op, nargs, 7) < 0) {
     return NULL;
   }
+  a.compute = PyObject_IsTrue(args[6]) == 1 ? SPT_BF16 : SPT_F32;
   if (spt_py_view_of(&v[GRAD], args[0], op, "grad") < 0 ||
       spt_py_view_of(&v[X], args[1], op, "x") < 0 ||
       weight_of(args[2], op, &v[W], &a.strips, &a.csr) < 0 ||

@@ -58,7 +58,7 @@ static PyObject *set_num_threads(PyObject *self, PyObject *n) {
 
 static PyMethodDef methods[] = {
     SPT_PY_METHOD(linear, "linear(x, w, out, bias, residual, activation)"),
-    SPT_PY_METHOD(linear_backward, "linear_backward(grad, x, w, dx, dw, dbias)"),
+    SPT_PY_METHOD(linear_backward, "linear_backward(grad, x, w, dx, dw, dbias, bf16)"),
     SPT_PY_METHOD(group_norms, "group_norms(w, group_rows, group_cols, norms)"),
     SPT_PY_METHOD(group_beta, "group_beta(w, group_rows, group_cols, eps, beta)"),
     SPT_PY_METHOD(group_lasso, "group_lasso(w, group_rows, group_cols, beta)"),

@@ -1,8 +1,7 @@
 /* linear_backward on the CPU.
  *
- * The input's gradient is a product with w transposed: its strips are made on every call, one pass
- * over the kept weights, and then the forward kernel runs on panels. Each task packs, multiplies and
- * unpacks a few panels, which stay in its core's cache.
+ * The input's gradient is linear's own product with w transposed, whose strips are made on every
+ * call: one pass over the kept weights.
  *
  * The weight gradient reads activations as the caller has them, by token. A task owns a few strips
  * and goes through the tokens in chunks, so that what its strips read of a chunk comes from memory
@@ -33,34 +32,12 @@ typedef struct float_rows {
 struct backward_job {
   const spt_cpu_tier *tier;
   const spt_linear_backward_problem *p;
-  const spt_strips *strips;     /* or NULL: CSR */
-  const spt_strips *transposed; /* where the input's gradient is wanted */
+  const spt_strips *strips; /* or NULL: CSR */
   float_rows x, g;
-  float *panels;      /* a worker's panels of g, and then of dx */
+  float *rows;        /* CSR: a row of dx for each worker */
   float *dw;          /* the layout of values */
   bool bias_by_strip; /* the weight gradient's tasks compute the bias's too */
 };
-
-/* ---- the input's gradient ---------------------------------------------------------------- */
-
-static void input_gradient(void *context, int64_t block, int worker) {
-  const struct backward_job *job = context;
-  const spt_linear_backward_problem *p = job->p;
-  int64_t g_stride = p->w.out * SPT_LANES, dx_stride = p->w.in * SPT_LANES;
-  float *g = job->panels + worker * BLOCK_PANELS * (g_stride + dx_stride);
-  float *dx = g + BLOCK_PANELS * g_stride;
-  int64_t first = block * BLOCK_PANELS;
-  int64_t n = spt_min(BLOCK_PANELS, spt_ceil_div(p->grad.rows, SPT_LANES) - first);
-  for (int64_t i = 0; i < n; i++) {
-    job->tier->panel_pack(g + i * g_stride, &p->grad, (first + i) * SPT_LANES);
-  }
-  spt_panel_product product = {
-      .strips = job->transposed, .x = g, .y = dx, .x_stride = g_stride, .y_stride = dx_stride};
-  job->tier->panel_linear(&product, 0, job->transposed->n_strips, 0, n);
-  for (int64_t i = 0; i < n; i++) {
-    job->tier->panel_unpack(&p->dx, (first + i) * SPT_LANES, dx + i * dx_stride);
-  }
-}
 
 /* ---- the weights' gradient --------------------------------------------------------------- */
 
@@ -202,7 +179,7 @@ static void csr_row_gradient(void *context, int64_t row, int worker) {
 static void csr_input_gradient(void *context, int64_t token, int worker) {
   const struct backward_job *job = context;
   const spt_csr *w = job->p->w.csr;
-  float *dx = job->panels + worker * w->in;
+  float *dx = job->rows + worker * w->in;
   memset(dx, 0, (size_t)w->in * sizeof *dx);
   for (int64_t row = 0; row < w->out; row++) {
     float g = job->g.data[token * job->g.row + row];
@@ -257,15 +234,8 @@ static float_rows rows_of(const char *op, const spt_matrix *m, spt_status *statu
   return (float_rows){.data = copy, .row = m->cols, .copy = copy};
 }
 
-static void run_strips(struct backward_job *job, int workers) {
+static void strips_gradient(struct backward_job *job) {
   const spt_linear_backward_problem *p = job->p;
-  if (p->dx.data != NULL) {
-    int64_t panels = spt_ceil_div(p->grad.rows, SPT_LANES);
-    spt_parallel_for_workers(spt_ceil_div(panels, BLOCK_PANELS), workers, input_gradient, job);
-  }
-  if (p->dw.data == NULL) {
-    return;
-  }
   spt_parallel_for(spt_ceil_div(job->strips->n_strips, GROUP_STRIPS), weight_gradient, job);
   if (p->w.dense.data == NULL) {
     store_values(job);
@@ -277,30 +247,38 @@ static void run_strips(struct backward_job *job, int workers) {
   spt_parallel_for(job->strips->n_strips, scatter_gradient, job);
 }
 
+/* The product with w transposed. */
+static spt_status input_gradient(const char *op, const struct backward_job *job, spt_error *err) {
+  const spt_linear_backward_problem *p = job->p;
+  spt_weight_strips transposed;
+  SPT_TRY(spt_transpose_strips(op, job->strips, &transposed, err));
+  spt_linear_problem product = {.x = p->grad,
+                                .y = p->dx,
+                                .w = {.strips = &transposed.strips, .out = p->w.in, .in = p->w.out},
+                                .compute = p->compute};
+  spt_status status = spt_cpu_linear(NULL, &product, err);
+  spt_free_weight_strips(&transposed);
+  return status;
+}
+
 static spt_status strips_backward(const char *op, struct backward_job *job, spt_error *err) {
   const spt_linear_backward_problem *p = job->p;
   spt_status status = SPT_OK;
-  spt_weight_strips weight, transposed = {0};
-  int workers = spt_pool_width();
+  spt_weight_strips weight;
   SPT_TRY(spt_strips_of(op, &p->w, &weight, err));
   job->strips = &weight.strips;
   /* Strips with rows of their own need not have every row. */
   job->bias_by_strip = p->dw.data != NULL && p->dbias.data != NULL && weight.strips.rows == NULL;
   if (p->dx.data != NULL) {
-    status = spt_transpose_strips(op, job->strips, &transposed, err);
-    job->transposed = &transposed.strips;
-    job->panels = spt_scratch(op, workers * BLOCK_PANELS * (p->w.out + p->w.in),
-                              SPT_LANES * sizeof(float), &status, err);
+    status = input_gradient(op, job, err);
   }
-  if (p->dw.data != NULL) {
+  if (p->dw.data != NULL && status == SPT_OK) {
     job->dw = spt_scratch(op, weight.strips.n_columns, SPT_STRIP * sizeof(float), &status, err);
+    if (status == SPT_OK) {
+      strips_gradient(job);
+    }
+    spt_scratch_free(job->dw);
   }
-  if (status == SPT_OK) {
-    run_strips(job, workers);
-  }
-  spt_scratch_free(job->panels);
-  spt_scratch_free(job->dw);
-  spt_free_weight_strips(&transposed);
   spt_free_weight_strips(&weight);
   return status;
 }
@@ -310,11 +288,11 @@ static spt_status csr_backward(const char *op, struct backward_job *job, spt_err
   spt_status status = SPT_OK;
   if (p->dx.data != NULL) {
     int workers = spt_pool_width();
-    job->panels = spt_scratch(op, workers * p->w.in, sizeof(float), &status, err);
+    job->rows = spt_scratch(op, workers * p->w.in, sizeof(float), &status, err);
     if (status == SPT_OK) {
       spt_parallel_for_workers(p->grad.rows, workers, csr_input_gradient, job);
     }
-    spt_scratch_free(job->panels);
+    spt_scratch_free(job->rows);
   }
   if (p->dw.data != NULL && status == SPT_OK) {
     spt_parallel_for(p->w.out, csr_row_gradient, job);

@@ -74,13 +74,18 @@ void spt_prepared_free(spt_prepared *prepared) {
   }
 }
 
+static spt_status check_compute(const char *op, spt_dtype compute, spt_error *err) {
+  if (compute != SPT_F32 && compute != SPT_BF16) {
+    return spt_fail(err, SPT_INVALID_VALUE, "%s: compute is %s, expected float32 or bfloat16", op,
+                    spt_dtype_name(compute));
+  }
+  return SPT_OK;
+}
+
 spt_status spt_linear(spt_device *device, const spt_linear_args *a, spt_error *err) {
   const char *op = "linear";
   spt_linear_problem p = {.activation = a->activation, .compute = a->compute};
-  if (a->compute != SPT_F32 && a->compute != SPT_BF16) {
-    return spt_fail(err, SPT_INVALID_VALUE, "%s: compute is %s, expected float32 or bfloat16", op,
-                    spt_dtype_name(a->compute));
-  }
+  SPT_TRY(check_compute(op, a->compute, err));
   if (a->prepared != NULL && a->prepared->device == device) {
     p.prepared = a->prepared->weights;
   }
@@ -126,7 +131,8 @@ static spt_status check_weight_gradient(const char *op, const spt_tensor *dw, co
 spt_status spt_linear_backward(spt_device *device, const spt_linear_backward_args *a,
                                spt_error *err) {
   const char *op = "linear_backward";
-  spt_linear_backward_problem p = {0};
+  spt_linear_backward_problem p = {.compute = a->compute};
+  SPT_TRY(check_compute(op, a->compute, err));
   SPT_TRY(weight_of(op, a->dense, a->strips, a->csr, &p.w, err));
   SPT_TRY(spt_check_ndim(op, "grad", &a->grad, 2, err));
   int64_t n = a->grad.shape[0];

@@ -323,9 +323,11 @@ class Kinds(transformers.TrainerCallback):
             self.losses.append(kwargs["logs"]["loss"])
 
 
-def retrained(make_bert: Any, train: Any, sparse: Any, **args: Any) -> tuple[Any, Kinds, Any]:
+def retrained(
+    make_bert: Any, train: Any, sparse: Any, *, sparsity: float = 0.5, **args: Any
+) -> tuple[Any, Kinds, Any]:
     model = make_bert(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    callback = PruningCallback(Plan.uniform("tile", 0.5), stages=STAGES, sparse=sparse)
+    callback = PruningCallback(Plan.uniform("tile", sparsity), stages=STAGES, sparse=sparse)
     kinds = Kinds()
     train(model, [callback, kinds], logging_strategy="steps", logging_steps=1, **args)
     return model, kinds, callback
@@ -357,10 +359,11 @@ def test_resumed_inside_the_retraining_stage_it_is_sparse_again(
         assert torch.equal(p, q), name
 
 
-def test_auto_is_for_float32_and_true_for_all(make_bert: Any, train: Any) -> None:
+def test_auto_asks_more_of_a_layer_under_bfloat16_autocast(make_bert: Any, train: Any) -> None:
     assert retrained(make_bert, train, "auto", bf16=True)[1].sparse == [0] * 18
-    model, kinds, _ = retrained(make_bert, train, True, bf16=True)
+    model, kinds, _ = retrained(make_bert, train, "auto", sparsity=0.75, bf16=True)
     assert kinds.sparse == [0] * 12 + [12] * 6
     assert all(torch.isfinite(p).all() for p in model.parameters())
+    assert retrained(make_bert, train, True, bf16=True)[1].sparse == [0] * 12 + [12] * 6
     with pytest.raises(ValueError, match="sparse is 'no', expected True, False, 'auto'"):
         PruningCallback(Plan.uniform("tile", 0.5), stages=STAGES, sparse="no")  # type: ignore[arg-type]

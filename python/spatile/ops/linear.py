@@ -182,7 +182,7 @@ def linear_backward(
             dw = empty(w, (width_out, width_in))
     db = empty(grad, (width_out,)) if "bias" in need else None
     dx_rows = None if dx is None else _rows(op, "dx", dx, width_in)
-    _core.linear_backward(grad_rows, x_rows, weight, dx_rows, dw, db)
+    _core.linear_backward(grad_rows, x_rows, weight, dx_rows, dw, db, False)
     kept = w.index.get("kept") if isinstance(w, SparseMatrix) else None
     if dw is not None and kept is not None:
         to_numpy(op, "dw", dw)[~kept] = 0

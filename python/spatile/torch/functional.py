@@ -116,7 +116,7 @@ class LinearProduct(Function):  # type: ignore[misc]
         added = None if bias is None else _memory("linear", "bias", bias)
         _core.linear(
             _rows("linear", "x", x), _weight(w, structure), _rows("linear", "out", out), added,
-            None, 0, False,
+            None, 0, _in_bf16(x),
         )  # fmt: skip
         return out
 
@@ -136,6 +136,7 @@ class LinearProduct(Function):  # type: ignore[misc]
             None if dx is None else _rows(op, "dx", dx),
             None if dw is None else _memory(op, "dw", dw),
             None if db is None else _memory(op, "dbias", db),
+            _in_bf16(x),
         )
         return dx, dw, db, None
 
@@ -150,6 +151,11 @@ def _memory(op: str, name: str, t: torch.Tensor) -> Any:
 
 def _rows(op: str, name: str, t: torch.Tensor) -> Any:
     return _memory(op, name, t.reshape(math.prod(t.shape[:-1]), t.shape[-1]))
+
+
+def _in_bf16(x: torch.Tensor) -> bool:
+    # As PyTorch does it: what comes in as bfloat16 is multiplied as such, whatever the weights are.
+    return x.dtype == torch.bfloat16 and _core.bf16_is_native()
 
 
 def _weight(w: torch.Tensor, structure: SparseMatrix | None) -> Any:
