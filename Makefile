@@ -97,7 +97,7 @@ test-sanitize: build/sanitize/stamp
 
 # Products in bfloat16 on the emulated AMX tier, each tile's bounds watched. It needs AVX-512.
 test-amx: build/sanitize/stamp
-	@if grep -q avx512f /proc/cpuinfo; then set -x; \
+	@if grep -q avx512bw /proc/cpuinfo; then set -x; \
 	  SPATILE_CPU_TIER=amx_bf16_emulated $(SANITIZED) build/sanitize/venv/bin/python -m pytest \
 	    tests/inference/test_bf16.py $(wildcard tests/ops/test_linear*.py) $(PYTEST_ARGS); \
 	else echo "not run: this processor lacks AVX-512, on which the emulated tier is built"; fi

@@ -42,8 +42,9 @@ typedef struct spt_encoder_model {
   float norm_eps;
   const spt_encoder_layer *layers;
   /* What products are done in. With SPT_BF16 weights and what meets them are rounded to bfloat16,
-   * sums and all else stay float32; there is no CSR then, and head_dim, q_row, k_row and the lowest
-   * v_row are even. */
+   * sums and all else stay float32; there is no CSR then, head_dim, q_row, k_row and the lowest
+   * v_row are even, and that comes after every K. The kernels are those of the tier in use when the
+   * encoder is created. */
   spt_dtype compute;
 } spt_encoder_model;
 

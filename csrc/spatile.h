@@ -5,8 +5,9 @@
  * a backend may live in another shared object and compute on other threads.
  *
  * Tensors are views. The caller owns the memory, keeps it alive during the call, and allocates
- * outputs; the core allocates workspaces only, and frees them before it returns. Outputs may not
- * overlap inputs unless an op says so. Optional tensors are pointers, NULL where absent. */
+ * outputs; the core allocates workspaces only, of which it keeps a bounded amount for its next
+ * calls. Outputs may not overlap inputs unless an op says so. Optional tensors are pointers, NULL
+ * where absent. */
 #ifndef SPATILE_H
 #define SPATILE_H
 
@@ -75,7 +76,11 @@ typedef struct spt_device spt_device;
 
 spt_device *spt_cpu_device(void); /* the built-in one; never NULL, never freed */
 
-/* CPU tier: "scalar", "avx2", "avx512", "avx512_bf16", "amx_bf16". Selecting one that this CPU or build lacks is an error. */
+/* Once, when the library is loaded: makes forks of the process safe from then on. */
+void spt_cpu_load(void);
+
+/* CPU tier: "scalar", "avx2", "avx512", "avx512_bf16", "amx_bf16". Selecting one that this CPU or
+ * build lacks is an error. */
 const char *spt_cpu_tier_name(void);   /* "none" where SPATILE_CPU_TIER names none that runs */
 bool spt_cpu_bf16_is_native(void);     /* whether its processor multiplies bfloat16 itself */
 const char *spt_cpu_tier_reason(void); /* why this tier was chosen, for a human */

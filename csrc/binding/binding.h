@@ -69,6 +69,9 @@ SPT_PY_DECLARE(csr);
 /* The strips in a capsule as products in bfloat16 read them; NULL where that is made at each call. */
 SPT_WARN_UNUSED spt_status spt_py_prepared(PyObject *capsule, const spt_prepared **, spt_error *);
 
+/* -1 and a ValueError where spt_py_drop_values was here. */
+int spt_py_check_values(PyObject *capsule, const char *op);
+
 /* The strips' values go, and their shape stays: for an encoder that keeps weights in another form. */
 void spt_py_drop_values(PyObject *capsule);
 

@@ -33,6 +33,9 @@ static void *data_of(PyObject *object, int type, int64_t count, const char *arg)
 static int matrix_of(PyObject *capsule, PyObject *bias, const char *arg, spt_encoder_matrix *m) {
   int64_t out;
   if (PyCapsule_IsValid(capsule, SPT_PY_STRIPS)) {
+    if (spt_py_check_values(capsule, "encoder") < 0) {
+      return -1;
+    }
     m->strips = PyCapsule_GetPointer(capsule, SPT_PY_STRIPS);
     out = m->strips->out;
   } else if (PyCapsule_IsValid(capsule, SPT_PY_CSR)) {

@@ -12,7 +12,7 @@ static int weight_of(PyObject *object, const char *op, spt_py_view *dense,
   }
   if (PyCapsule_IsValid(object, SPT_PY_STRIPS)) {
     *strips = PyCapsule_GetPointer(object, SPT_PY_STRIPS);
-    return 0;
+    return spt_py_check_values(object, op);
   }
   if (PyCapsule_IsValid(object, SPT_PY_CSR)) {
     *csr = PyCapsule_GetPointer(object, SPT_PY_CSR);

@@ -57,7 +57,7 @@ static PyObject *set_num_threads(PyObject *self, PyObject *n) {
 }
 
 static PyMethodDef methods[] = {
-    SPT_PY_METHOD(linear, "linear(x, w, out, bias, residual, activation)"),
+    SPT_PY_METHOD(linear, "linear(x, w, out, bias, residual, activation, bf16)"),
     SPT_PY_METHOD(linear_backward, "linear_backward(grad, x, w, dx, dw, dbias, bf16)"),
     SPT_PY_METHOD(group_norms, "group_norms(w, group_rows, group_cols, norms)"),
     SPT_PY_METHOD(group_beta, "group_beta(w, group_rows, group_cols, eps, beta)"),
@@ -95,6 +95,7 @@ static PyMethodDef methods[] = {
 };
 
 static int execute(PyObject *module) {
+  spt_cpu_load();
   import_array1(-1);
   return spt_py_add_encoder(module);
 }

@@ -112,6 +112,16 @@ static PyObject *wrap(packed *p, const char *name, const char *fault) {
   return capsule;
 }
 
+int spt_py_check_values(PyObject *capsule, const char *op) {
+  const spt_strips *strips = PyCapsule_GetPointer(capsule, SPT_PY_STRIPS);
+  if (strips->values == NULL && strips->half == NULL) {
+    PyErr_Format(PyExc_ValueError, "%s: the packed weights were given to an encoder in bfloat16",
+                 op);
+    return -1;
+  }
+  return 0;
+}
+
 void spt_py_drop_values(PyObject *capsule) {
   packed *p = PyCapsule_GetPointer(capsule, SPT_PY_STRIPS);
   p->weight.strips.values = NULL;

@@ -92,6 +92,8 @@ const spt_cpu_tier *spt_cpu_tier_in_use(void) {
   return atomic_load_explicit(&tiers.in_use, memory_order_relaxed);
 }
 
+void spt_cpu_load(void) { spt_pool_prepare(); }
+
 bool spt_cpu_bf16_is_native(void) { return spt_cpu_tier_in_use()->bf16_native; }
 
 const char *spt_cpu_tier_name(void) {

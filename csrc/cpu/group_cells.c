@@ -98,7 +98,8 @@ static double exact_sum(const group_job *job, const group_cell *cell, int64_t g)
 /* Whether any weight of the group has a bit set other than its sign. */
 static bool is_zero(const group_job *job, const group_cell *cell, const uint32_t *bits, int64_t g) {
   int64_t width = job->stacked ? 1 : spt_min(job->group_cols, SPT_GROUP_SPAN);
-  int64_t end = spt_min((g + 1) * width, job->stacked ? cell->n_groups : SPT_GROUP_SPAN);
+  int64_t cols = cell->col_end - cell->col_begin;
+  int64_t end = spt_min((g + 1) * width, job->stacked ? cell->n_groups : cols);
   uint32_t any = 0;
   for (int64_t i = g * width; i < end; i++) {
     any |= bits[i];

@@ -152,8 +152,9 @@ static spt_status choose_weights(const char *op, const spt_linear_problem *p,
     product->csr = p->w.csr;
     return SPT_OK;
   }
-  if (p->compute == SPT_BF16 && p->prepared != NULL) {
-    product->strips_bf16 = p->prepared;
+  const spt_strips_bf16 *prepared = p->compute == SPT_BF16 ? p->prepared : NULL;
+  if (prepared != NULL && prepared->tier == spt_cpu_tier_in_use()) {
+    product->strips_bf16 = prepared;
     return SPT_OK;
   }
   SPT_TRY(spt_strips_of(op, &p->w, &own->strips, err));

@@ -14,6 +14,7 @@
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdbool.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -120,7 +121,7 @@ typedef void (*team_fn)(void (*)(void *), void *, unsigned threads, unsigned fla
 static struct {
   _Atomic(team_fn) parallel;
   atomic_uint jobs;
-  atomic_bool forked; /* these runtimes do not survive a fork */
+  atomic_bool forked; /* into this process, and nothing executed since: no runtime survives that */
   /* They keep a team for every thread that calls them, each with workers that wait on the processor:
    * so one thread alone calls from here, the first, which is the one that also calls PyTorch. */
   atomic_bool owned;
@@ -206,10 +207,32 @@ static int default_width(void) {
 
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
+/* Whether this process was forked before this library was loaded into it, as Linux tells: the ninth
+ * field of its status, after a name that may hold anything but ends with the last parenthesis. */
+static bool is_forked_process(void) {
+  char text[512] = {0};
+  FILE *file = fopen("/proc/self/stat", "r");
+  if (file == NULL) {
+    return false;
+  }
+  size_t n = fread(text, 1, sizeof text - 1, file);
+  fclose(file);
+  const char *fields = n > 0 ? strrchr(text, ')') : NULL;
+  unsigned long flags = 0;
+  const unsigned long forked_no_exec = 0x40; /* PF_FORKNOEXEC */
+  return fields != NULL && sscanf(fields, ") %*c %*d %*d %*d %*d %*d %lu", &flags) == 1 &&
+         (flags & forked_no_exec) != 0;
+}
+
 static void initialise(void) {
   pthread_atfork(NULL, NULL, after_fork_in_child);
+  if (is_forked_process()) {
+    atomic_store(&team.forked, true);
+  }
   atomic_store(&pool.width, default_width());
 }
+
+void spt_pool_prepare(void) { pthread_once(&once, initialise); }
 
 int spt_pool_width(void) {
   pthread_once(&once, initialise);

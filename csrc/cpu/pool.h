@@ -13,6 +13,9 @@
 
 typedef void (*spt_task_fn)(void *context, int64_t task, int worker);
 
+/* Call it before the first fork: a child must not use what its parent's threads left behind. */
+void spt_pool_prepare(void);
+
 int spt_pool_width(void);
 void spt_pool_resize(int width);
 void spt_parallel_for(int64_t n_tasks, spt_task_fn fn, void *context);

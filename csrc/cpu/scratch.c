@@ -48,6 +48,30 @@ static void *take(size_t bytes) {
   return block;
 }
 
+static void give_all_back(void) {
+  void *blocks[BLOCKS];
+  int n = 0;
+  if (pthread_mutex_trylock(&kept.lock) != 0) {
+    return;
+  }
+  while (kept.count > 0) {
+    blocks[n++] = remove_block(0);
+  }
+  pthread_mutex_unlock(&kept.lock);
+  while (n > 0) {
+    free(blocks[--n]);
+  }
+}
+
+static void *allocate(size_t bytes) {
+  void *p = NULL;
+  if (posix_memalign(&p, 64, bytes) != 0) {
+    give_all_back();
+    return posix_memalign(&p, 64, bytes) != 0 ? NULL : p;
+  }
+  return p;
+}
+
 void *spt_scratch(const char *op, int64_t count, size_t size, spt_status *status, spt_error *err) {
   size_t bytes;
   void *p = NULL;
@@ -57,7 +81,7 @@ void *spt_scratch(const char *op, int64_t count, size_t size, spt_status *status
     bytes = (bytes + 127) & ~(size_t)63;
     p = take(bytes);
   }
-  if (p == NULL && (!counted || posix_memalign(&p, 64, bytes) != 0)) {
+  if (p == NULL && (!counted || (p = allocate(bytes)) == NULL)) {
     *status = spt_fail(err, SPT_OUT_OF_MEMORY,
                        "%s: no memory for a workspace of %lld elements of %d bytes", op,
                        (long long)count, (int)size);

@@ -77,7 +77,7 @@ typedef struct spt_attention_block {
   const float *q;     /* (d, 16) */
   const float *k, *v; /* panels (d, 16), (dv, 16) */
   /* Instead of these three, in bfloat16: pair, pair and row panels. Then d is even, and
-   * probabilities are rounded before they meet v. */
+   * probabilities may be rounded before they meet v. */
   const uint16_t *q_pairs, *k_pairs, *v_rows;
   int64_t k_stride, v_stride; /* elements from panel to panel */
   int64_t d, dv;
@@ -223,7 +223,7 @@ typedef struct spt_cpu_tier {
                          int64_t rows, int64_t n);
   void (*square_rows)(double *sums, uint32_t *bits, const void *x, spt_dtype, int64_t stride,
                       int64_t rows, int64_t n);
-  /* sums[g] += the sum of columns [g * width, (g + 1) * width). 15 floats past the last are read. */
+  /* sums[g] += the sum of columns [g * width, (g + 1) * width). */
   void (*fold_columns)(double *sums, const float *columns, int64_t n_groups, int64_t width);
   /* norm[g] = sqrt(sum[g]) in place; norm[g] = |x[g]| */
   void (*square_roots)(double *sum, int64_t n);

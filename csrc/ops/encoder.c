@@ -108,15 +108,23 @@ static spt_status check_layer(const spt_encoder_layer *l, int64_t layer, int64_t
   return SPT_OK;
 }
 
-static bool is_even(const spt_encoder_layer *l) {
-  int32_t v_row = 0;
+/* Q and K are read in pairs of rows, V by rows: the pairs come first, and begin at even rows. */
+static spt_status check_pairs(const spt_encoder_layer *l, int64_t layer, spt_error *err) {
+  int32_t v_row = INT32_MAX;
   for (int32_t h = 0; h < l->n_heads; h++) {
-    v_row = h == 0 || l->v_row[h] < v_row ? l->v_row[h] : v_row;
-    if (l->q_row[h] % 2 != 0 || l->k_row[h] % 2 != 0) {
-      return false;
+    v_row = l->v_row[h] < v_row ? l->v_row[h] : v_row;
+  }
+  for (int32_t h = 0; h < l->n_heads; h++) {
+    int32_t k_end = l->k_row[h] + l->head_dim;
+    if (l->q_row[h] % 2 != 0 || l->k_row[h] % 2 != 0 || v_row % 2 != 0 || k_end > v_row) {
+      return spt_fail(
+          err, SPT_UNSUPPORTED,
+          "encoder: layer %lld: head %d has Q at row %d, K at %d, the first V is at %d, "
+          "expected even rows and V behind every K for bfloat16",
+          (long long)layer, (int)h, (int)l->q_row[h], (int)l->k_row[h], (int)v_row);
     }
   }
-  return l->head_dim % 2 == 0 && v_row % 2 == 0;
+  return SPT_OK;
 }
 
 /* bfloat16 contracts over pairs of features. */
@@ -129,12 +137,12 @@ static spt_status check_bf16(const spt_encoder_layer *l, int64_t layer, spt_erro
                       (long long)layer);
     }
   }
-  if (!is_even(l)) {
+  if (l->head_dim % 2 != 0) {
     return spt_fail(err, SPT_UNSUPPORTED,
                     "encoder: layer %lld: head_dim is %d, expected an even one for bfloat16",
                     (long long)layer, (int)l->head_dim);
   }
-  return SPT_OK;
+  return check_pairs(l, layer, err);
 }
 
 spt_status spt_encoder_create(spt_device *device, const spt_encoder_model *model, spt_encoder **out,

@@ -131,3 +131,21 @@ def test_an_odd_head_width_is_refused(tmp_path: Path) -> None:
     with pytest.raises(NotImplementedError, match="head_dim is 11, expected an even one"):
         Encoder.load(tmp_path, compute="bfloat16")
     Encoder.load(tmp_path)
+
+
+def test_weights_that_an_encoder_took_are_not_used_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from spatile import _core
+
+    given: list[tuple[object, ...]] = []
+
+    def remember(*args: object) -> object:
+        given.append(args)
+        return engine(*args)
+
+    engine = _core.Encoder
+    monkeypatch.setattr(_core, "Encoder", remember)
+    Encoder.load(save(make_model("bert"), tmp_path), compute="bfloat16")
+    with pytest.raises(ValueError, match="were given to an encoder in bfloat16"):
+        engine(*given[0])

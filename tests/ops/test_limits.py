@@ -310,3 +310,31 @@ print("goes on")
 def test_running_out_of_memory_is_a_memory_error_and_no_more() -> None:
     done = run(SHORT_OF_MEMORY, OPENBLAS_NUM_THREADS="1")
     assert done.stdout == "goes on\n", done.stderr
+
+
+KEPT_WORKSPACES = """
+import resource
+import numpy as np, spatile as sp
+
+def size():
+    return int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+
+sp.set_num_threads(1)
+few, many = np.ones((16, 1024), np.float32), np.ones((1024, 1024), np.float32)
+wide, wider = np.ones((4096, 1024), np.float32), np.ones((8704, 1024), np.float32)
+out, last = np.empty((1024, 4096), np.float32), np.empty((16, 8704), np.float32)
+limit = size() + (45 << 20)
+for _ in range(2):
+    sp.linear(many, wide, out=out)
+for n in (3000, 2400):
+    sp.linear(many[:64], wide[:n], out=np.empty((64, n), np.float32))
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+sp.linear(few, wider, out=last)
+assert (last == 1024).all()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of address space are Linux's here")
+def test_workspaces_that_were_kept_are_given_up_before_memory_lacks() -> None:
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-c", KEPT_WORKSPACES], env=environment, check=True)

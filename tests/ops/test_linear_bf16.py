@@ -93,6 +93,33 @@ def test_values_in_16_bits_are_read_only() -> None:
         sp.pack(w, mask, dtype="bfloat16").values[:] = 0
 
 
+def test_values_in_16_bits_are_the_matrix_s_own() -> None:
+    x, w, mask = operands((5, 33, 17), "tile")
+    packed = sp.pack(w, mask, dtype="float16")
+    given = packed.values.copy()
+    same = sp.SparseMatrix(packed.shape, packed.pattern, packed.nnz, given, packed.index)
+    before = [sp.linear(x, same, compute=c) for c in ("float32", "bfloat16")]
+    given[:] = 0
+    for compute, result in zip(("float32", "bfloat16"), before, strict=True):
+        assert_array_equal(sp.linear(x, same, compute=compute), result)
+
+
+def test_a_matrix_follows_the_tier_that_is_chosen() -> None:
+    """What was prepared for one tier's kernels is not what another one multiplies with."""
+    x, w, mask = operands((50, 100, 80), "tile")
+    packed = sp.pack(w, mask, dtype="bfloat16")
+    here = sp.info()["cpu"]["tier"]
+    first = sp.linear(x, packed, compute="bfloat16")
+    sp.device._set_cpu_tier("scalar")
+    try:
+        used = sp.linear(x, packed, compute="bfloat16")
+        fresh = sp.linear(x, sp.pack(w, mask, dtype="bfloat16"), compute="bfloat16")
+    finally:
+        sp.device._set_cpu_tier(here)
+    assert_array_equal(used, fresh)
+    assert_array_equal(sp.linear(x, packed, compute="bfloat16"), first)
+
+
 def test_changed_float32_values_count_in_the_next_product() -> None:
     x, w, mask = operands((19, 64, 48), "tile")
     packed = sp.pack(w, mask)

@@ -105,6 +105,34 @@ for _ in range(5):
     run_in_a_process(code, pool)
 
 
+LATE = {
+    "forked before the first op": "import torch; a = torch.ones(900, 900); a @ a; a.sum()",
+    "loaded in the child alone": "import torch; a = torch.ones(900, 900); a @ a; a.sum()",
+}
+
+
+@pytest.mark.parametrize("case", LATE)
+def test_a_child_of_a_process_that_used_torch_alone(case: str) -> None:
+    """The runtime's threads died in the fork; a call to it would wait for them for ever."""
+    imports = "import numpy as np, spatile as sp; sp.num_threads"
+    early, late = (imports, "") if case.startswith("forked") else ("", imports)
+    code = f"""
+import os, signal
+{LATE[case]}
+{early}
+pid = os.fork()
+if pid == 0:
+    signal.alarm(30)
+    {late or "pass"}
+    sp.set_num_threads(2)
+    x = np.ones((400, 256), np.float32)
+    ok = bool((sp.linear(x, x[:256]) == 256).all())
+    os._exit(0 if ok else 1)
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=120)
+
+
 @pytest.mark.parametrize("pool", POOLS)
 def test_callers_in_many_threads(pool: str) -> None:
     code = """

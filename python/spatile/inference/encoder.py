@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from spatile.inference.architecture import Architecture, read_architecture
+from spatile.inference.batching import Encoded, batches, flatten
 from spatile.inference.compile import compile_encoder
 from spatile.inference.files import read_json, write_json, write_tensors
 from spatile.inference.head import ClassifierHead, Predictions, read_head
@@ -28,28 +28,6 @@ _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt",
     "vocab.json", "merges.txt",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Hidden states of packed tokens: input i is rows ``offsets[i]`` to ``offsets[i + 1]``.
-
-    ``hidden`` (tokens, width), ``offsets`` (n + 1), ``pooled`` (n, width): the mean over an input's
-    tokens or its first token, as the model says.
-    """
-
-    hidden: Array
-    offsets: Array
-    pooled: Array
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def __getitem__(self, i: int) -> Array:
-        if not -len(self) <= i < len(self):
-            raise IndexError(f"input {i} of {len(self)}")
-        i %= len(self)
-        return np.asarray(self.hidden[self.offsets[i] : self.offsets[i + 1]])
 
 
 class Encoder:
@@ -222,14 +200,14 @@ class Encoder:
             )
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
         tokens = int(offsets[-1])
-        flat = _flatten("ids", ids)
+        flat = flatten("ids", ids)
         within = np.arange(tokens) - np.repeat(offsets[:-1], lengths)
         positions = (within + a.position_offset).astype(np.int32)
         flat_types = None
         if types is not None:
             if [len(row) for row in types] != lengths.tolist():
                 raise ValueError("Encoder: types has other lengths than ids, expected the same")
-            flat_types = _flatten("types", types) if a.types > 1 else None
+            flat_types = flatten("types", types) if a.types > 1 else None
         hidden = np.empty((len(ids) if first_only else tokens, a.width), np.float32)
         self._engine.forward(offsets, flat, positions, flat_types, first_only, hidden)
         return hidden, offsets
@@ -252,7 +230,7 @@ class Encoder:
             )
         ids, types = self.tokenize(texts, pairs, max_tokens=max_tokens)
         first = np.empty((len(ids), self.architecture.width), np.float32)
-        for rows in _batches(len(ids), batch_size):
+        for rows in batches(len(ids), batch_size):
             part, _ = self.forward(ids[rows], types[rows], first_only=True)
             first[rows] = part
         return self._head.predictions(first)
@@ -267,7 +245,7 @@ class Encoder:
     ) -> Encoded:
         """Hidden states of all tokens, and one pooled vector per input."""
         ids, types = self.tokenize(texts, pairs, max_tokens=max_tokens)
-        parts = [self.forward(ids[r], types[r])[0] for r in _batches(len(ids), batch_size)]
+        parts = [self.forward(ids[r], types[r])[0] for r in batches(len(ids), batch_size)]
         width = self.architecture.width
         hidden = np.concatenate(parts) if parts else np.empty((0, width), np.float32)
         lengths = np.array([len(i) for i in ids], np.int64)
@@ -384,23 +362,6 @@ class Encoder:
             f"Encoder({a.family}, {a.n_layers} layers of width {a.width}, "
             f"{self.summary().sparsity:.0%} pruned)"
         )
-
-
-def _flatten(arg: str, rows: Sequence[Sequence[int]]) -> Array:
-    flat = np.array([value for row in rows for value in row])
-    if len(flat) == 0:
-        return np.zeros(0, np.int32)
-    if flat.dtype.kind not in "iu":
-        raise TypeError(f"Encoder: {arg} holds {flat.dtype}, expected integers")
-    if flat.min() < 0 or flat.max() > np.iinfo(np.int32).max:
-        raise ValueError(f"Encoder: {arg} holds a number outside [0, 2**31), as no table has")
-    return flat.astype(np.int32)
-
-
-def _batches(count: int, size: int) -> Iterable[slice]:
-    if size < 1:
-        raise ValueError(f"Encoder: batch_size is {size}, expected at least 1")
-    return (slice(i, min(i + size, count)) for i in range(0, count, size))
 
 
 def _pooling_of(folder: Path) -> str:

@@ -161,7 +161,8 @@ def attention(
         Added to the scores; −inf hides the pair.
     causal : key j is visible to query i iff j ≤ i + (sk − sq).
     window : (left, right) keys around i + (sk − sq); None = unbounded on that side.
-    scale : default 1/√d, applied to q before the product.
+    scale : default 1/√d, applied to q before the product (in bfloat16 to the product, which must
+        itself stay within float32's range).
     dropout, seed : drop probabilities with this chance, in [0, 1), as Philox4x32-10 decides from
         the seed (:func:`spatile.reference.dropout_keep`); the kept are scaled by 1/(1 − dropout).
     offsets, kv_offsets : (b + 1,) integers

@@ -51,7 +51,10 @@ class SparseMatrix:
         else:
             values = self.values
             if self.dtype != "float32":
+                # The core keeps another form of them, so nobody else may hold this memory.
+                values = values.copy()
                 values.setflags(write=False)
+                object.__setattr__(self, "values", values)
                 values = values.view(np.uint16)
             capsule = _core.strips(
                 *self.shape, i["run_ptr"], i["value_ptr"], i["run_start"], i["run_len"],

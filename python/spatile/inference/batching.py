@@ -1,0 +1,54 @@
+"""Inputs of different lengths packed back to back, on the way in and on the way out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+__all__ = ["Encoded", "batches", "flatten"]
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Hidden states of packed tokens: input i is rows ``offsets[i]`` to ``offsets[i + 1]``.
+
+    ``hidden`` (tokens, width), ``offsets`` (n + 1), ``pooled`` (n, width): the mean over an input's
+    tokens or its first token, as the model says.
+    """
+
+    hidden: Array
+    offsets: Array
+    pooled: Array
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, i: int) -> Array:
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"input {i} of {len(self)}")
+        i %= len(self)
+        return np.asarray(self.hidden[self.offsets[i] : self.offsets[i + 1]])
+
+
+def flatten(arg: str, rows: Sequence[Sequence[int]]) -> Array:
+    """All rows' integers in one int32 array. Raises TypeError or ValueError naming ``arg``."""
+    flat = np.array([value for row in rows for value in row])
+    if len(flat) == 0:
+        return np.zeros(0, np.int32)
+    if flat.dtype.kind not in "iu":
+        raise TypeError(f"Encoder: {arg} holds {flat.dtype}, expected integers")
+    if flat.min() < 0 or flat.max() > np.iinfo(np.int32).max:
+        raise ValueError(f"Encoder: {arg} holds a number outside [0, 2**31), as no table has")
+    return flat.astype(np.int32)
+
+
+def batches(count: int, size: int) -> Iterable[slice]:
+    """``count`` rows in slices of ``size``. Raises ValueError for a size below 1."""
+    if size < 1:
+        raise ValueError(f"Encoder: batch_size is {size}, expected at least 1")
+    return (slice(i, min(i + size, count)) for i in range(0, count, size))
