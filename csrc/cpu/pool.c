@@ -17,6 +17,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #define MAX_WIDTH 256
@@ -48,11 +49,12 @@ static inline void relax(void) {
 #endif
 }
 
-static void drain(int worker) {
-  for (;;) {
+/* Whether there was a task left. */
+static bool drain(int worker) {
+  for (bool any = false;; any = true) {
     long long task = atomic_fetch_add_explicit(&pool.next, 1, memory_order_relaxed);
     if (task >= pool.n_tasks) {
-      return;
+      return any;
     }
     pool.fn(pool.context, task, worker);
   }
@@ -126,7 +128,20 @@ static struct {
    * so one thread alone calls from here, the first, which is the one that also calls PyTorch. */
   atomic_bool owned;
   pthread_t owner;
+  int shunned;            /* jobs for which it is left alone */
+  atomic_llong last_task; /* when it ended, in nanoseconds */
 } team;
+
+/* A team ends together. Where other processes hold the cores, its last member may come a time slice
+ * late, though nothing is left to do: our own workers are not waited for then. */
+#define TOO_LATE 300000 /* ns */
+#define SHUNNED_FOR 256 /* jobs */
+
+static long long nanoseconds(void) {
+  struct timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return (long long)now.tv_sec * 1000000000 + now.tv_nsec;
+}
 
 static team_fn find_team(void) {
   if (atomic_load_explicit(&team.forked, memory_order_relaxed)) {
@@ -134,7 +149,11 @@ static team_fn find_team(void) {
   }
   team_fn parallel = atomic_load_explicit(&team.parallel, memory_order_relaxed);
   if (atomic_load_explicit(&team.owned, memory_order_acquire)) {
-    return pthread_equal(team.owner, pthread_self()) ? parallel : NULL;
+    if (!pthread_equal(team.owner, pthread_self())) {
+      return NULL;
+    }
+    team.shunned -= team.shunned > 0;
+    return team.shunned > 0 ? NULL : parallel;
   }
   if (atomic_fetch_add_explicit(&team.jobs, 1, memory_order_relaxed) % LOOKS_EVERY == 0) {
     *(void **)&parallel = dlsym(RTLD_DEFAULT, "GOMP_parallel");
@@ -150,8 +169,16 @@ static team_fn find_team(void) {
 static void run_team_member(void *argument) {
   atomic_int *members = argument;
   int worker = atomic_fetch_add_explicit(members, 1, memory_order_relaxed);
-  if (worker < pool.workers) {
-    drain(worker);
+  if (worker < pool.workers && drain(worker)) {
+    atomic_store_explicit(&team.last_task, nanoseconds(), memory_order_relaxed);
+  }
+}
+
+static void run_on_team(team_fn parallel, int width) {
+  atomic_int members = 0;
+  parallel(run_team_member, &members, (unsigned)width, 0);
+  if (nanoseconds() - atomic_load_explicit(&team.last_task, memory_order_relaxed) > TOO_LATE) {
+    team.shunned = SHUNNED_FOR;
   }
 }
 
@@ -282,8 +309,7 @@ void spt_parallel_for_workers(int64_t n_tasks, int workers, spt_task_fn fn, void
   atomic_store_explicit(&pool.next, 0, memory_order_relaxed);
   team_fn parallel = find_team();
   if (parallel != NULL) {
-    atomic_int members = 0;
-    parallel(run_team_member, &members, (unsigned)width, 0);
+    run_on_team(parallel, width);
     pthread_mutex_unlock(&pool.busy);
     return;
   }
