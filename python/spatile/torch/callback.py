@@ -314,7 +314,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
 
 
 def _is_plain(p: torch.nn.Parameter) -> bool:
-    return p.device.type == "cpu" and p.dtype == torch.float32
+    return bool(p.device.type == "cpu" and p.dtype == torch.float32)
 
 
 def _steps_per_epoch(args: TrainingArguments, state: TrainerState, dataloader: Any) -> float:
