@@ -129,13 +129,15 @@ static struct {
   atomic_bool owned;
   pthread_t owner;
   int shunned;            /* jobs for which it is left alone */
+  int next_shunned;       /* the same, should it come late again */
   atomic_llong last_task; /* when it ended, in nanoseconds */
 } team;
 
 /* A team ends together. Where other processes hold the cores, its last member may come a time slice
  * late, though nothing is left to do: our own workers are not waited for then. */
 #define TOO_LATE 300000 /* ns */
-#define SHUNNED_FOR 256 /* jobs */
+#define SHUNNED_FIRST 4 /* jobs; twice as many each time that it comes late again */
+#define SHUNNED_MOST 256
 
 static long long nanoseconds(void) {
   struct timespec now;
@@ -178,7 +180,10 @@ static void run_on_team(team_fn parallel, int width) {
   atomic_int members = 0;
   parallel(run_team_member, &members, (unsigned)width, 0);
   if (nanoseconds() - atomic_load_explicit(&team.last_task, memory_order_relaxed) > TOO_LATE) {
-    team.shunned = SHUNNED_FOR;
+    team.shunned = team.next_shunned < SHUNNED_FIRST ? SHUNNED_FIRST : team.next_shunned;
+    team.next_shunned = team.shunned < SHUNNED_MOST ? 2 * team.shunned : SHUNNED_MOST;
+  } else {
+    team.next_shunned = SHUNNED_FIRST;
   }
 }
 
