@@ -69,8 +69,8 @@ def linear(
     residual : (…, out), optional, added last
     compute : "float32", or "bfloat16": x and w are rounded to it, sums are float32. None is the
         type that loses nothing: bfloat16 where x and w both are and the processor multiplies it.
-        Single elements (CSR) are multiplied in float32 always. In bfloat16 columns go in pairs (by
-        sixteens with AMX): a pruned one beside a kept one meets a zero weight, so it must be finite.
+        Single elements (CSR) are multiplied in float32 always. In bfloat16 columns go in pairs, by
+        sixteens with AMX: a pruned one beside a kept one meets a zero weight, so it must be finite.
     out : (…, out), optional, written and returned
 
     Returns
