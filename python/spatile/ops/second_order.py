@@ -188,14 +188,14 @@ def second_order_mask(
     [[False, True, False]]
     """
     op = "second_order_mask"
-    several = not isinstance(removals, Removals)
-    listed: list[Any] = list(removals) if several else [removals]
+    one = isinstance(removals, Removals)
+    listed: list[Any] = [removals] if one else list(removals)
     for i, r in enumerate(listed):
         if not isinstance(r, Removals):
             raise TypeError(f"{op}: removals[{i}] is a {type(r).__name__}, expected Removals")
     _check_choice(op, sparsity, scope)
     masks = _allocate(op, listed, sparsity, scope)
-    return masks if several else masks[0]
+    return masks[0] if one else masks
 
 
 def _apply(

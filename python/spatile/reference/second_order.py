@@ -143,8 +143,7 @@ def second_order_mask(
     >>> second_order_mask(found, sparsity=0.5).tolist()
     [[False, True, False]]
     """
-    several = not isinstance(removals, Removals)
-    listed = list(removals) if several else [removals]  # type: ignore[list-item]
+    listed = [removals] if isinstance(removals, Removals) else list(removals)
     if not 0.0 <= sparsity < 1.0:
         raise ValueError(f"second_order_mask: sparsity is {sparsity}, expected a value in [0, 1)")
     if scope not in ("matrix", "global"):
@@ -153,7 +152,7 @@ def second_order_mask(
         masks = _mask(listed, True, sparsity)
     else:
         masks = [_mask([found], False, sparsity)[0] for found in listed]
-    return masks if several else masks[0]
+    return masks[0] if isinstance(removals, Removals) else masks
 
 
 def second_order_apply(
@@ -170,7 +169,8 @@ def second_order_apply(
     removals one after another give in any order. Blocks that lose nothing keep their weights.
 
     >>> w, gram = [[1.0, 1.0]], [[1.0, 1.0], [1.0, 1.0]]
-    >>> second_order_apply(w, gram, [[True, False]], pattern="column", damping=1e-9).w.round(6).tolist()
+    >>> pruned = second_order_apply(w, gram, [[True, False]], pattern="column", damping=1e-9)
+    >>> pruned.w.round(6).tolist()
     [[2.0, 0.0]]
     """
     weights = np.asarray(w).astype(np.float64)
