@@ -87,14 +87,21 @@ spt_status spt_hessian_refused(const spt_second_order_problem *p, spt_error *err
       p->op, p->gram_name, p->damping);
 }
 
-spt_status spt_hessian_invert(const spt_second_order_problem *p, spt_hessian *h, spt_error *err) {
+spt_status spt_hessian_invert(const spt_second_order_problem *p, spt_hessian *h, bool keep,
+                              spt_error *err) {
   spt_status status = SPT_OK;
   spt_symmetric all = {.data = h->damped, .row = h->row, .n = h->n};
   double *factor = spt_scratch(p->op, spt_cholesky_panel(spt_cholesky_panels(h->n)), sizeof(double),
                                &status, err);
-  h->inverse = spt_scratch(p->op, h->n, (size_t)h->row * sizeof(double), &status, err);
   if (status == SPT_OK && !spt_cholesky_factor(h->tier, factor, &all)) {
     status = spt_hessian_refused(p, err);
+  }
+  if (!keep) {
+    spt_scratch_free(h->damped);
+    h->damped = NULL;
+  }
+  if (status == SPT_OK) {
+    h->inverse = spt_scratch(p->op, h->n, (size_t)h->row * sizeof(double), &status, err);
   }
   if (status == SPT_OK) {
     status = spt_cholesky_inverse(p->op, h->tier, factor, h->n, h->inverse, h->row, err);

@@ -20,8 +20,9 @@ typedef struct spt_hessian {
 
 SPT_WARN_UNUSED spt_status spt_hessian_of(const spt_second_order_problem *, spt_hessian *,
                                           spt_error *);
+/* Without `keep` the damped gram goes as soon as it is factored. */
 SPT_WARN_UNUSED spt_status spt_hessian_invert(const spt_second_order_problem *, spt_hessian *,
-                                              spt_error *);
+                                              bool keep, spt_error *);
 void spt_hessian_free(spt_hessian *);
 spt_status spt_hessian_refused(const spt_second_order_problem *, spt_error *);
 

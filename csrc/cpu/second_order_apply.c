@@ -229,7 +229,7 @@ spt_status spt_cpu_second_order_apply(void *state, const spt_second_order_apply_
   for (int64_t band = 0; status == SPT_OK && band < grid->down; band++) {
     int64_t gone = pruned_columns(grid, keep + band * grid->across);
     if (gone > 0 && gone <= h.n - gone && h.inverse == NULL) {
-      status = spt_hessian_invert(&p->of, &h, err);
+      status = spt_hessian_invert(&p->of, &h, true, err);
     }
   }
   if (status == SPT_OK && grid->down > 0) {

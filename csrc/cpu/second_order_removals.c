@@ -4,8 +4,8 @@
  * Σ_rows w_q ((H⁻¹)_qq)⁻¹ w_qᵀ. With (H⁻¹)_qq = UᵀU, Z = U⁻ᵀ w_q and P = U⁻ᵀ (H⁻¹)_q,: that is |Z|², and the
  * removal is w -= Pᵀ Z, H⁻¹ -= Pᵀ P. Choosing needs no more of H⁻¹ than its diagonal blocks, and removing
  * no more than the rows q: so these are brought up to date when they are due, from the P of all steps so
- * far (the block's history), and the rest never. That is n³/3 multiply-adds by half of what
- * updating H⁻¹ itself would read and write, and half the memory.
+ * far (the block's history), and the rest never. That is n³/6 multiply-adds, which read half of what
+ * updating half of H⁻¹ would read and write, and take half the memory of H⁻¹.
  *
  * Groups that are left fill the first slots: the last one takes the place of the one that goes. So
  * columns are whole rows of lanes, whatever a group's width, and the history shrinks as it grows. */
@@ -311,7 +311,7 @@ static spt_status order_blocks(const spt_second_order_removals_problem *p, spt_h
                                spt_error *err) {
   spt_status status = SPT_OK;
   const spt_grid *grid = &p->of.grid;
-  SPT_TRY(spt_hessian_invert(&p->of, h, err));
+  SPT_TRY(spt_hessian_invert(&p->of, h, false, err));
   struct removal_job job = {.p = p, .h = h, .width = grid->group_cols, .groups = grid->across};
   int workers = (int)spt_min(spt_pool_width(), grid->down);
   job.columns = job.groups * job.width;
