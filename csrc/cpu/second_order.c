@@ -199,18 +199,81 @@ void spt_symmetric_multiply(const spt_symmetric_product *p) {
   spt_parallel_for(tasks, multiply_rows, (void *)p);
 }
 
-double spt_output_error(const spt_hessian *h, const double *x, int64_t lanes, double *workspace) {
-  spt_symmetric_product product = {.tier = h->tier,
-                                   .a = h->damped,
-                                   .a_row = h->row,
-                                   .shift = h->shift,
-                                   .count = h->n,
-                                   .depth = h->n,
-                                   .lanes = lanes,
-                                   .from = x,
-                                   .to = workspace};
-  memset(workspace, 0, (size_t)(h->n * lanes) * sizeof *workspace);
-  spt_symmetric_multiply(&product);
-  double error = -h->tier->f64_dot(workspace, x, h->n * lanes);
-  return error > 0.0 ? error : 0.0; /* rounding alone may leave less */
+/* ---- errors of rows --------------------------------------------------------------------------- */
+
+struct error_job {
+  const spt_hessian *h;
+  bool damped;
+  spt_grid rows; /* PRODUCT_LANES at a time, whatever the blocks are */
+  const spt_matrix *minus;
+  int64_t lanes;
+  double *workspace; /* (workers, 2, columns, lanes) */
+  double *errors;
+};
+
+static bool load_rows(const struct error_job *job, int64_t piece, double *x, double *other) {
+  int64_t size = job->h->n * job->lanes;
+  bool any = false;
+  spt_load_block(&job->rows, &job->rows.w, piece, x);
+  if (job->minus != NULL) {
+    spt_load_block(&job->rows, job->minus, piece, other);
+    for (int64_t i = 0; i < size; i++) {
+      x[i] -= other[i];
+    }
+  }
+  for (int64_t col = 0; job->damped && col < job->h->n; col++) {
+    if (job->h->dead[col]) {
+      memset(x + col * job->lanes, 0, (size_t)job->lanes * sizeof *x);
+    }
+  }
+  for (int64_t i = 0; i < size; i++) {
+    any |= x[i] != 0.0;
+  }
+  return any;
+}
+
+static void errors_of_rows(void *context, int64_t piece, int worker) {
+  const struct error_job *job = context;
+  int64_t n = job->h->n, lanes = job->lanes, rows = spt_block_rows(&job->rows, piece);
+  double *x = job->workspace + worker * 2 * n * lanes, *product = x + n * lanes;
+  double *errors = job->errors + piece * job->rows.group_rows;
+  memset(errors, 0, (size_t)rows * sizeof *errors);
+  if (!load_rows(job, piece, x, product)) {
+    return;
+  }
+  memset(product, 0, (size_t)(n * lanes) * sizeof *product);
+  spt_symmetric_multiply(&(spt_symmetric_product){.tier = job->h->tier,
+                                                  .a = job->h->damped,
+                                                  .a_row = job->h->row,
+                                                  .shift = job->damped ? 0.0 : job->h->shift,
+                                                  .count = n,
+                                                  .depth = n,
+                                                  .lanes = lanes,
+                                                  .from = x,
+                                                  .to = product});
+  for (int64_t col = 0; col < n; col++) {
+    for (int64_t r = 0; r < rows; r++) {
+      errors[r] -= product[col * lanes + r] * x[col * lanes + r];
+    }
+  }
+  for (int64_t r = 0; r < rows; r++) {
+    errors[r] = fmax(errors[r], 0.0); /* rounding alone may leave less */
+  }
+}
+
+spt_status spt_row_errors(const char *op, const spt_hessian *h, bool damped, const spt_matrix *w,
+                          const spt_matrix *minus, double *errors, spt_error *err) {
+  spt_status status = SPT_OK;
+  struct error_job job = {.h = h, .damped = damped, .minus = minus, .errors = errors};
+  job.rows = (spt_grid){.w = *w, .group_rows = spt_min(PRODUCT_LANES, w->rows)};
+  job.lanes = spt_block_lanes(&job.rows);
+  int64_t pieces = spt_ceil_div(w->rows, job.rows.group_rows);
+  int workers = (int)spt_min(spt_pool_width(), pieces);
+  job.workspace =
+      spt_scratch(op, workers * 2 * h->n, (size_t)job.lanes * sizeof(double), &status, err);
+  if (status == SPT_OK) {
+    spt_parallel_for_workers(pieces, workers, errors_of_rows, &job);
+  }
+  spt_scratch_free(job.workspace);
+  return status;
 }

@@ -51,7 +51,10 @@ typedef struct spt_symmetric_product {
 } spt_symmetric_product;
 void spt_symmetric_multiply(const spt_symmetric_product *);
 
-/* tr(xᵀ · gram · x) of a block x; `workspace` is another block. */
-double spt_output_error(const spt_hessian *, const double *x, int64_t lanes, double *workspace);
+/* errors[r] = x · A · xᵀ for each row x of w - minus, minus being optional. A is the gram; or with
+ * `damped` the damped one, for inputs that were not always zero. */
+SPT_WARN_UNUSED spt_status spt_row_errors(const char *op, const spt_hessian *, bool damped,
+                                          const spt_matrix *w, const spt_matrix *minus,
+                                          double *errors, spt_error *);
 
 #endif

@@ -21,7 +21,6 @@ struct apply_job {
   double *workspace;
   int64_t workspace_size; /* doubles of a worker */
   int64_t *columns;       /* (workers, 2, columns) */
-  double *cost;           /* (blocks) */
   bool *failed;           /* (blocks) */
 };
 
@@ -31,7 +30,7 @@ struct replacement {
   int64_t *gone, *kept; /* columns: S and K */
   int64_t n_gone, n_kept;
   double *weights;  /* (columns, lanes) */
-  double *moved;    /* the same: w_S, and later whatever needs a block */
+  double *moved;    /* w_S, where another place is needed for it: the same */
   double *solution; /* (columns to a whole panel, lanes) */
   double *factor;
 };
@@ -162,7 +161,6 @@ static void replace_block(void *context, int64_t band, int worker) {
                           .factor = workspace + 2 * block + job->h->row * job->lanes};
   split_columns(&r, band);
   spt_load_block(grid, &grid->w, band, r.weights);
-  job->cost[band] = 0.0;
   if (r.n_gone > 0 && r.n_kept > 0 && !compensate(&r)) {
     job->failed[band] = true;
   }
@@ -170,16 +168,6 @@ static void replace_block(void *context, int64_t band, int worker) {
     memset(r.weights + r.gone[i] * job->lanes, 0, (size_t)job->lanes * sizeof(double));
   }
   store_block(&r, band);
-  if (r.n_gone == 0) {
-    return;
-  }
-  /* What was stored is rounded: its error is the one that counts. */
-  spt_load_block(grid, &job->p->pruned, band, r.weights);
-  spt_load_block(grid, &grid->w, band, r.moved);
-  for (int64_t i = 0; i < block; i++) {
-    r.weights[i] -= r.moved[i];
-  }
-  job->cost[band] = spt_output_error(job->h, r.weights, job->lanes, r.solution);
 }
 
 static spt_status replace_blocks(const spt_second_order_apply_problem *p, const spt_hessian *h,
@@ -192,7 +180,6 @@ static spt_status replace_blocks(const spt_second_order_apply_problem *p, const 
       (2 * h->n + h->row) * job.lanes + spt_cholesky_panel(spt_cholesky_panels(h->n / 2));
   job.workspace = spt_scratch(p->of.op, workers * job.workspace_size, sizeof(double), &status, err);
   job.columns = spt_scratch(p->of.op, workers * 2 * h->n, sizeof(int64_t), &status, err);
-  job.cost = spt_scratch(p->of.op, grid->down, sizeof(double), &status, err);
   job.failed = spt_scratch(p->of.op, grid->down, sizeof(bool), &status, err);
   if (status == SPT_OK) {
     memset(job.failed, 0, (size_t)grid->down * sizeof(bool));
@@ -200,14 +187,26 @@ static spt_status replace_blocks(const spt_second_order_apply_problem *p, const 
     if (memchr(job.failed, true, (size_t)grid->down) != NULL) {
       status = spt_hessian_refused(&p->of, err);
     }
-    for (int64_t band = 0; band < grid->down; band++) {
-      *p->cost += job.cost[band];
-    }
   }
   spt_scratch_free(job.workspace);
   spt_scratch_free(job.columns);
-  spt_scratch_free(job.cost);
   spt_scratch_free(job.failed);
+  return status;
+}
+
+/* What was stored is rounded: its error is the one that counts. */
+static spt_status weigh(const spt_second_order_apply_problem *p, const spt_hessian *h,
+                        spt_error *err) {
+  spt_status status = SPT_OK;
+  const spt_matrix *w = &p->of.grid.w;
+  double *errors = spt_scratch(p->of.op, w->rows, sizeof(double), &status, err);
+  if (status == SPT_OK) {
+    status = spt_row_errors(p->of.op, h, false, &p->pruned, w, errors, err);
+  }
+  for (int64_t r = 0; status == SPT_OK && r < w->rows; r++) {
+    *p->cost += errors[r];
+  }
+  spt_scratch_free(errors);
   return status;
 }
 
@@ -234,6 +233,9 @@ spt_status spt_cpu_second_order_apply(void *state, const spt_second_order_apply_
   }
   if (status == SPT_OK && grid->down > 0) {
     status = replace_blocks(p, &h, keep, err);
+  }
+  if (status == SPT_OK && grid->down > 0) {
+    status = weigh(p, &h, err);
   }
   spt_hessian_free(&h);
   spt_scratch_free(keep);

@@ -339,52 +339,23 @@ static spt_status order_blocks(const spt_second_order_removals_problem *p, spt_h
 
 /* ---- blocks that are one group: nothing is left that could make up for it ------------------------------ */
 
-#define ROWS 64 /* at a time, whatever a block's height */
-
-/* Adds tr(x H xT) of some rows to their blocks' costs. `block` and `product` are (columns, lanes). */
-static void weigh_rows(const spt_second_order_removals_problem *p, const spt_hessian *h,
-                       const spt_grid *grid, int64_t piece, double *block, double *product) {
-  int64_t lanes = spt_block_lanes(grid), rows = spt_block_rows(grid, piece);
-  spt_load_block(grid, &grid->w, piece, block);
-  for (int64_t col = 0; col < h->n; col++) {
-    if (h->dead[col]) {
-      memset(block + col * lanes, 0, (size_t)lanes * sizeof *block);
-    }
-  }
-  memset(product, 0, (size_t)(h->n * lanes) * sizeof *product);
-  spt_symmetric_multiply(&(spt_symmetric_product){.tier = h->tier,
-                                                  .a = h->damped,
-                                                  .a_row = h->row,
-                                                  .count = h->n,
-                                                  .depth = h->n,
-                                                  .lanes = lanes,
-                                                  .from = block,
-                                                  .to = product});
-  for (int64_t r = 0; r < rows; r++) {
-    double sum = 0.0;
-    for (int64_t col = 0; col < h->n; col++) {
-      sum -= product[col * lanes + r] * block[col * lanes + r];
-    }
-    int64_t band = (piece * grid->group_rows + r) / p->of.grid.group_rows;
-    *(double *)spt_address(&p->cost, band, 0) += fmax(sum, 0.0);
-  }
-}
-
 static spt_status weigh_blocks(const spt_second_order_removals_problem *p, const spt_hessian *h,
                                spt_error *err) {
   spt_status status = SPT_OK;
-  spt_grid grid = p->of.grid;
-  for (int64_t band = 0; band < grid.down; band++) {
+  const spt_grid *grid = &p->of.grid;
+  double *errors = spt_scratch(p->of.op, grid->w.rows, sizeof(double), &status, err);
+  if (status == SPT_OK) {
+    status = spt_row_errors(p->of.op, h, true, &grid->w, NULL, errors, err);
+  }
+  for (int64_t band = 0; status == SPT_OK && band < grid->down; band++) {
+    double sum = 0.0;
+    for (int64_t r = 0; r < spt_block_rows(grid, band); r++) {
+      sum += errors[band * grid->group_rows + r];
+    }
     *(int64_t *)spt_address(&p->order, band, 0) = 0;
-    *(double *)spt_address(&p->cost, band, 0) = 0.0;
+    *(double *)spt_address(&p->cost, band, 0) = sum;
   }
-  grid.group_rows = spt_min(ROWS, grid.w.rows);
-  int64_t size = h->n * spt_block_lanes(&grid);
-  double *block = spt_scratch(p->of.op, size, 2 * sizeof(double), &status, err);
-  for (int64_t i = 0; status == SPT_OK && i < spt_ceil_div(grid.w.rows, grid.group_rows); i++) {
-    weigh_rows(p, h, &grid, i, block, block + size);
-  }
-  spt_scratch_free(block);
+  spt_scratch_free(errors);
   return status;
 }
 
