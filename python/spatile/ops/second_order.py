@@ -146,7 +146,7 @@ def _allocate(op: str, found: list[Removals], sparsity: float, scope: str) -> li
     return [_masks([r], op, sparsity, relative=False)[0] for r in found]
 
 
-def _check_choice(op: str, sparsity: float, scope: str) -> None:
+def _check_choice(op: str, sparsity: Any, scope: str) -> None:
     if not isinstance(sparsity, numbers.Real):
         raise TypeError(f"{op}: sparsity is a {type(sparsity).__name__}, expected a number")
     if not 0.0 <= sparsity < 1.0:
