@@ -250,6 +250,16 @@ def test_of_equals_the_earlier_is_kept(pattern: str) -> None:
             assert_array_equal(a.mask, b)
 
 
+@pytest.mark.parametrize("pattern", ["tile", "column", "row"])
+def test_what_was_pruned_stays_pruned(pattern: str) -> None:
+    """Pruning on, a little at a time: groups that are zero cost nothing, so they go again first."""
+    x, w = inputs(96), normal((64, 96))
+    before = sp.second_order_prune(w, x.T @ x, pattern=pattern, sparsity=0.3)
+    after = sp.second_order_prune(before.w, x.T @ x, pattern=pattern, sparsity=0.6)
+    assert (after.mask <= before.mask).all()
+    assert (~after.mask).sum() > (~before.mask).sum()
+
+
 def test_removals_are_worth_their_costs() -> None:
     """The costs of a block's first removals are the damped error of the weights after them."""
     x, w = inputs(80), normal((16, 80))

@@ -149,7 +149,7 @@ def _allocate(op: str, found: list[Removals], sparsity: float, scope: str) -> li
 def _check_choice(op: str, sparsity: Any, scope: str) -> None:
     if not isinstance(sparsity, numbers.Real):
         raise TypeError(f"{op}: sparsity is a {type(sparsity).__name__}, expected a number")
-    if not 0.0 <= sparsity < 1.0:
+    if not 0.0 <= float(sparsity) < 1.0:
         raise ValueError(f"{op}: sparsity is {sparsity}, expected a value in [0, 1)")
     if scope not in ("matrix", "global"):
         raise ValueError(f"{op}: scope is {scope!r}, expected 'matrix' or 'global'")
