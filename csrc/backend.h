@@ -102,6 +102,27 @@ typedef struct spt_prune_mask_problem {
   spt_prune_scope scope;
 } spt_prune_mask_problem;
 
+/* Refusing weights that are not finite, and a gram that is not finite, symmetric and positive
+ * semidefinite, is the slot's. */
+typedef struct spt_second_order_problem {
+  const char *op;                 /* what messages call the op, */
+  char w_name[32], gram_name[32]; /* and these two, which may be one of many */
+  spt_grid grid;
+  spt_matrix gram; /* float32 or float64 */
+  double damping;
+} spt_second_order_problem;
+
+typedef struct spt_second_order_removals_problem {
+  spt_second_order_problem of;
+  spt_matrix order, cost; /* int64 and float64 */
+} spt_second_order_removals_problem;
+
+typedef struct spt_second_order_apply_problem {
+  spt_second_order_problem of;
+  spt_matrix mask, pruned;
+  double *cost;
+} spt_second_order_apply_problem;
+
 /* The tensors of a row problem agree in every axis but the last. Axes before it are merged where all
  * of them allow it, so that rows of plain arrays have one stride. */
 typedef struct spt_layer_norm_problem {
@@ -198,6 +219,11 @@ typedef struct spt_backend {
   spt_status (*apply_mask)(void *state, const spt_apply_mask_problem *, spt_error *);
   spt_status (*expand_mask)(void *state, const spt_expand_mask_problem *, spt_error *);
   spt_status (*prune_mask)(void *state, const spt_prune_mask_problem *, spt_error *);
+
+  spt_status (*second_order_removals)(void *state, const spt_second_order_removals_problem *,
+                                      spt_error *);
+  spt_status (*second_order_apply)(void *state, const spt_second_order_apply_problem *,
+                                   spt_error *);
 
   spt_status (*layer_norm)(void *state, const spt_layer_norm_problem *, spt_error *);
   spt_status (*gelu)(void *state, const spt_gelu_problem *, spt_error *);

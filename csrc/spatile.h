@@ -266,6 +266,41 @@ typedef struct spt_prune_mask_args {
 } spt_prune_mask_args;
 SPT_WARN_UNUSED spt_status spt_prune_mask(spt_device *, const spt_prune_mask_args *, spt_error *);
 
+/* ---- second-order pruning: for y = x · wᵀ, the error of a changed w is that of its outputs ----------
+ *
+ * gram (in, in), float32 or float64, is xᵀ · x of the inputs, and h is gram + damping · (mean of its
+ * diagonal) on the diagonal, damping > 0. The rows of w that share a row of the grid are a block, and
+ * blocks do not touch one another. `op` is what messages begin with, NULL being the op's own name, and
+ * `index` the matrix's place in the caller's list, or -1. */
+
+/* Each block's groups in the order in which it would lose them, one at a time: the group q next of
+ * which Σ_rows w_q · ((h⁻¹)_qq)⁻¹ · w_qᵀ per weight is least (of equals the last), the others then
+ * making up for it. That sum is the step's cost. An input whose diagonal entry is 0 makes its weights
+ * free. order (int64) and cost (float64) are of the grid's shape. */
+typedef struct spt_second_order_removals_args {
+  const char *op;
+  int64_t index;
+  spt_tensor w, gram, order, cost;
+  int64_t group_rows, group_cols;
+  double damping;
+} spt_second_order_removals_args;
+SPT_WARN_UNUSED spt_status spt_second_order_removals(spt_device *,
+                                                     const spt_second_order_removals_args *,
+                                                     spt_error *);
+
+/* pruned = w without the groups whose mask is false, and changed elsewhere so that the output changes
+ * least; blocks that lose nothing keep their bits. *cost = tr(Δ · gram · Δᵀ), Δ = pruned - w. */
+typedef struct spt_second_order_apply_args {
+  const char *op;
+  int64_t index;
+  spt_tensor w, gram, mask, pruned; /* pruned: in w's dtype */
+  int64_t group_rows, group_cols;
+  double damping;
+  double *cost;
+} spt_second_order_apply_args;
+SPT_WARN_UNUSED spt_status spt_second_order_apply(spt_device *, const spt_second_order_apply_args *,
+                                                  spt_error *);
+
 /* ---- rows: ops along the last axis of a tensor of any rank ----------------------------------- */
 
 /* y = (t - mean) / sqrt(variance + eps) · weight + bias with t = x + residual; weight, bias (n). */

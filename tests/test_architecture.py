@@ -281,7 +281,7 @@ OPS_OF_THE_PUBLIC_FACE = {
     *("attention", "attention_backward", "linear", "linear_backward", "topk"),
     *("group_norms", "group_beta", "group_lasso", "group_lasso_grad", "add_group_lasso_grad_"),
     *("group_shrink_", "prune_mask", "expand_mask", "apply_mask_", "pack"),
-    *("layer_norm", "gelu", "softmax", "embedding"),
+    *("layer_norm", "gelu", "softmax", "embedding", "second_order_prune"),
 }
 
 

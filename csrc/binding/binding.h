@@ -55,6 +55,8 @@ SPT_PY_DECLARE(group_shrink);
 SPT_PY_DECLARE(apply_mask);
 SPT_PY_DECLARE(expand_mask);
 SPT_PY_DECLARE(prune_mask);
+SPT_PY_DECLARE(second_order_removals);
+SPT_PY_DECLARE(second_order_apply);
 SPT_PY_DECLARE(layer_norm);
 SPT_PY_DECLARE(gelu);
 SPT_PY_DECLARE(dropout);

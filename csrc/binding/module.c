@@ -68,6 +68,12 @@ static PyMethodDef methods[] = {
     SPT_PY_METHOD(apply_mask, "apply_mask(w, group_rows, group_cols, mask)"),
     SPT_PY_METHOD(expand_mask, "expand_mask(mask, group_rows, group_cols, expanded)"),
     SPT_PY_METHOD(prune_mask, "prune_mask(matrices, sparsity, scope)"),
+    SPT_PY_METHOD(second_order_removals,
+                  "second_order_removals(op, index, w, group_rows, group_cols, gram, damping, "
+                  "order, cost)"),
+    SPT_PY_METHOD(second_order_apply,
+                  "second_order_apply(op, index, w, group_rows, group_cols, gram, damping, mask, "
+                  "pruned)"),
     SPT_PY_METHOD(layer_norm, "layer_norm(x, weight, bias, residual, eps, out)"),
     SPT_PY_METHOD(gelu, "gelu(x, tanh, out)"),
     SPT_PY_METHOD(dropout, "dropout(x, p, seed, out)"),

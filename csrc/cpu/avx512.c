@@ -8,6 +8,7 @@
 #include "simd/dropout.h"
 #include "simd/rows.h"
 #include "simd/groups.h"
+#include "simd/f64.h"
 #include "simd/panel_layer_norm.h"
 
 const spt_cpu_tier spt_cpu_tier_avx512 = {

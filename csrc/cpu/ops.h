@@ -18,6 +18,11 @@ spt_status spt_cpu_apply_mask(void *state, const spt_apply_mask_problem *, spt_e
 spt_status spt_cpu_expand_mask(void *state, const spt_expand_mask_problem *, spt_error *);
 spt_status spt_cpu_prune_mask(void *state, const spt_prune_mask_problem *, spt_error *);
 
+spt_status spt_cpu_second_order_removals(void *state, const spt_second_order_removals_problem *,
+                                         spt_error *);
+spt_status spt_cpu_second_order_apply(void *state, const spt_second_order_apply_problem *,
+                                      spt_error *);
+
 spt_status spt_cpu_layer_norm(void *state, const spt_layer_norm_problem *, spt_error *);
 spt_status spt_cpu_gelu(void *state, const spt_gelu_problem *, spt_error *);
 spt_status spt_cpu_dropout(void *state, const spt_dropout_problem *, spt_error *);

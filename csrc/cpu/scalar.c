@@ -8,6 +8,7 @@
 #include "scalar/dropout.h"
 #include "scalar/rows.h"
 #include "scalar/groups.h"
+#include "scalar/f64.h"
 #include "scalar/panel_layer_norm.h"
 #include "scalar/panel.h"
 

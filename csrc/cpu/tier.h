@@ -163,6 +163,25 @@ typedef struct spt_scaling {
   int64_t rows, cols;
 } spt_scaling;
 
+/* Doubles: rows whose columns go in blocks of 8 lanes, each of which is contiguous. Lane l of block b of
+ * row i is at x + i * x_row + b * x_block + l. */
+#define SPT_F64_LANES 8
+
+/* c (columns, blocks) -= bT a, with a (depth, blocks) and b (depth, columns), plain. Every element's
+ * products are subtracted one after another, so the result depends on no cut but those of depth. */
+typedef struct spt_f64_product {
+  double *c;
+  int64_t c_row, c_block;
+  const double *a;
+  int64_t a_row, a_block;
+  const double *b;
+  int64_t b_row;
+  int64_t blocks, columns, depth;
+} spt_f64_product;
+
+/* Terms of a long product at a time: so much of b stays in L1. */
+#define SPT_F64_DEPTH 256
+
 typedef struct spt_cpu_tier {
   const char *name;
 
@@ -236,6 +255,15 @@ typedef struct spt_cpu_tier {
   void (*repeat_row)(float *y, const float *x, int64_t n, int64_t times);
   void (*narrow_row)(float *y, const double *x, int64_t n);
   void (*scale_rows)(const spt_scaling *);
+  void (*f64_subtract_product)(const spt_f64_product *);
+  /* The upper triangle of a (n, n) becomes that of U, A = UT U, with the reciprocals of U's diagonal in
+   * place of it. False where A is not positive definite. Rows are a multiple of 8 long, and what they
+   * hold past n or below the diagonal is changed too. */
+  bool (*f64_cholesky)(double *a, int64_t row, int64_t n);
+  /* x (n, blocks) = U^-T x */
+  void (*f64_solve)(double *x, int64_t x_row, int64_t x_block, int64_t blocks, const double *u,
+                    int64_t u_row, int64_t n);
+  double (*f64_dot)(const double *x, const double *y, int64_t n); /* n: a multiple of 8 */
   /* Elements of `size` bytes, 2 or 4: w[r * stride + c] &= bits[c], all ones or all zeros. */
   void (*and_rows)(void *w, int64_t size, int64_t stride, const uint32_t *bits, int64_t rows,
                    int64_t n);

@@ -13,5 +13,7 @@
 .square_roots = square_roots, .magnitudes = magnitudes, .group_values = group_values,
 .narrow_factors = narrow_factors, .repeat_row = repeat_row, .narrow_row = narrow_row,
 .scale_rows = scale_rows, .and_rows = and_rows,
+.f64_subtract_product = f64_subtract_product, .f64_cholesky = f64_cholesky,
+.f64_solve = f64_solve, .f64_dot = f64_dot,
 .attention_block = attention_block,
 .attention_backward_block = attention_backward_block,

@@ -20,6 +20,30 @@ def expand_mask(mask: Any, group_rows: int, group_cols: int, expanded: Any, /) -
 def prune_mask(
     matrices: tuple[tuple[Any, int, int, Any], ...], sparsity: float, scope: int, /
 ) -> None: ...
+def second_order_removals(
+    op: str,
+    index: int,
+    w: Any,
+    group_rows: int,
+    group_cols: int,
+    gram: Any,
+    damping: float,
+    order: Any,
+    cost: Any,
+    /,
+) -> None: ...
+def second_order_apply(
+    op: str,
+    index: int,
+    w: Any,
+    group_rows: int,
+    group_cols: int,
+    gram: Any,
+    damping: float,
+    mask: Any,
+    pruned: Any,
+    /,
+) -> float: ...
 def layer_norm(x: Any, weight: Any, bias: Any, residual: Any, eps: float, out: Any, /) -> None: ...
 def gelu(x: Any, tanh: bool, out: Any, /) -> None: ...
 def dropout(x: Any, p: float, seed: int, out: Any, /) -> None: ...

@@ -107,6 +107,25 @@ def group_calls(dtype: str) -> dict[str, Call]:
     return calls
 
 
+def second_order_calls(dtype: str) -> dict[str, Call]:
+    w, x = normal((50, 33), seed=2, dtype=dtype), normal((70, 33), seed=3)
+    calls = {}
+    for pattern in ("tile", "row", "column"):
+        shape = sp.as_pattern(pattern).mask_shape(w.shape)
+        mask = np.random.default_rng(6).random(shape) < 0.5
+        options: dict[str, Any] = {"gram": x.T @ x, "pattern": pattern}
+        calls |= {
+            f"second_order_removals, {pattern}": Call("second_order_removals", (w,), options),
+            f"second_order_apply, {pattern}": Call(
+                "second_order_apply", (w,), {"mask": mask, **options}
+            ),
+            f"second_order_prune, {pattern}": Call(
+                "second_order_prune", (w,), {"sparsity": 0.5, **options}
+            ),
+        }
+    return calls
+
+
 def other_calls(dtype: str) -> dict[str, Call]:
     x, row = normal((7, 33), seed=1, dtype=dtype), normal((33,), seed=2, dtype=dtype)
     ids = np.random.default_rng(3).integers(0, 7, (4, 5))
@@ -123,4 +142,10 @@ def other_calls(dtype: str) -> dict[str, Call]:
 
 
 def all_calls(dtype: str = "float32") -> dict[str, Call]:
-    return attention_calls(dtype) | linear_calls(dtype) | group_calls(dtype) | other_calls(dtype)
+    return (
+        attention_calls(dtype)
+        | linear_calls(dtype)
+        | group_calls(dtype)
+        | second_order_calls(dtype)
+        | other_calls(dtype)
+    )

@@ -196,12 +196,13 @@ def test_an_output_whose_elements_share_memory_is_refused() -> None:
 
 REFUSED = """
 import numpy as np, spatile as sp
-from tests.ops.calls import attention_calls, group_calls, other_calls
+from tests.ops.calls import attention_calls, group_calls, other_calls, second_order_calls
 
 cpu = sp.info()["cpu"]
 assert cpu["tier"] == "none", cpu
 assert "SPATILE_CPU_TIER is 'nonsense'" in cpu["reason"], cpu
 calls = attention_calls("float32") | group_calls("float32") | other_calls("float32")
+calls |= second_order_calls("float32")
 x = np.ones((3, 16), np.float32)
 calls["linear"] = calls["gelu"]._replace(op="linear", arrays=(x, x))
 calls["linear_backward"] = calls["gelu"]._replace(op="linear_backward", arrays=(x[:, :3], x, x))

@@ -27,6 +27,7 @@ OPS: dict[str, Callable[[], np.ndarray]] = {
     "softmax": lambda: sp.softmax(X[:, ::2].astype(np.float16)),
     "topk": lambda: sp.topk(X, 9).indices,
     "group_norms": lambda: sp.group_norms(W, pattern="column"),
+    "second_order_prune": lambda: sp.second_order_prune(W, X.T @ X, pattern="tile", sparsity=0.5).w,
 }
 
 

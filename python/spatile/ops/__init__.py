@@ -17,6 +17,14 @@ from spatile.ops.groups import (
 )
 from spatile.ops.linear import LinearGrads, linear, linear_backward
 from spatile.ops.masks import apply_mask_, expand_mask, prune_mask
+from spatile.ops.second_order import (
+    Removals,
+    SecondOrder,
+    second_order_apply,
+    second_order_mask,
+    second_order_prune,
+    second_order_removals,
+)
 from spatile.ops.sparse_matrix import SparseMatrix, pack
 from spatile.ops.topk import TopK, topk
 
@@ -24,6 +32,8 @@ __all__ = [
     "AttentionGrads",
     "AttentionResult",
     "LinearGrads",
+    "Removals",
+    "SecondOrder",
     "SparseMatrix",
     "TopK",
     "add_group_lasso_grad_",
@@ -44,6 +54,10 @@ __all__ = [
     "linear_backward",
     "pack",
     "prune_mask",
+    "second_order_apply",
+    "second_order_mask",
+    "second_order_prune",
+    "second_order_removals",
     "softmax",
     "topk",
 ]

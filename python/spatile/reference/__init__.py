@@ -21,12 +21,22 @@ from .groups import (
 from .linear import LinearGrads, linear, linear_backward
 from .masks import apply_mask_, expand_mask, pack, prune_mask
 from .philox import dropout_keep, philox4x32
+from .second_order import (
+    Removals,
+    SecondOrder,
+    second_order_apply,
+    second_order_mask,
+    second_order_prune,
+    second_order_removals,
+)
 from .topk import TopK, topk
 
 __all__ = [
     "AttentionGrads",
     "AttentionResult",
     "LinearGrads",
+    "Removals",
+    "SecondOrder",
     "TopK",
     "add_group_lasso_grad_",
     "apply_mask_",
@@ -48,6 +58,10 @@ __all__ = [
     "pack",
     "philox4x32",
     "prune_mask",
+    "second_order_apply",
+    "second_order_mask",
+    "second_order_prune",
+    "second_order_removals",
     "softmax",
     "topk",
 ]
