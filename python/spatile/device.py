@@ -60,4 +60,3 @@ def info() -> dict[str, Any]:
 def _set_cpu_tier(name: str) -> None:
     """For tests and benchmarks: use another tier from now on. ValueError if it can't run here."""
     _core.select_cpu_tier(name)
-
