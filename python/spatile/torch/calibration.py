@@ -1,0 +1,156 @@
+"""The layers of a model, one after another, on the inputs that calibration texts give them."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import nn
+
+from spatile.torch.parameters import unwrap
+
+__all__ = ["LayerWalk"]
+
+_LAYER = re.compile(r"((?:^|.*\.)(?:encoder\.layer|transformer\.layer|h))\.\d+\Z")
+
+
+class _FirstLayer(Exception):  # noqa: N818, it is no error
+    """The model has come to its first layer."""
+
+
+class LayerWalk:
+    """Goes through the encoder's layers of ``model``, with all batches at one layer at a time.
+
+    So what layer i sees can be what the layers before it give *after* they have been changed, at
+    the cost of running each layer once or twice. ``batches`` are dicts of tensors as the model
+    takes them, without labels; padding (``attention_mask`` 0) counts nowhere. The model is in
+    evaluation mode, and no gradient is recorded, while the walk is open::
+
+        with LayerWalk(model, batches) as walk:
+            for prefix in walk.layers:          # "bert.encoder.layer.0", …
+                grams = walk.grams([prefix + ".output.dense"])
+                ...                             # change this layer's weights
+                walk.advance()                  # the next layer sees what the changed one gives
+
+    Memory: the hidden states of all batches. Layers are those of BERT, RoBERTa, DistilBERT and
+    GPT-2. Raises ValueError for a model that has none of them, and where ``batches`` is empty.
+    """
+
+    def __init__(self, model: nn.Module, batches: Iterable[Mapping[str, torch.Tensor]]) -> None:
+        self._model = unwrap(model)
+        self._modules = dict(self._model.named_modules())
+        self.layers = tuple(name for name in self._modules if _LAYER.match(name))
+        if not self.layers:
+            raise ValueError(
+                f"LayerWalk: model is a {type(self._model).__name__} without encoder.layer, "
+                f"transformer.layer or h, expected BERT, RoBERTa, DistilBERT or GPT-2"
+            )
+        self._batches = [dict(batch) for batch in batches]
+        if not self._batches:
+            raise ValueError("LayerWalk: batches is empty, expected at least one batch")
+        self._at = 0
+        self._calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        self._valid: list[torch.Tensor | None] = []
+
+    def __enter__(self) -> LayerWalk:
+        self._training = self._model.training
+        self._no_grad = torch.no_grad()
+        self._no_grad.__enter__()
+        self._model.eval()
+        first = self._modules[self.layers[0]]
+        hook = first.register_forward_pre_hook(self._arrive, with_kwargs=True)
+        try:
+            for batch in self._batches:
+                mask = batch.get("attention_mask")
+                self._valid.append(None if mask is None else mask.bool())
+                with contextlib.suppress(_FirstLayer):
+                    self._model(**batch)
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        finally:
+            hook.remove()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._calls.clear()
+        self._model.train(self._training)
+        self._no_grad.__exit__(kind, value, trace)
+
+    @property
+    def inputs(self) -> list[torch.Tensor]:
+        """What the current layer sees: each batch's valid tokens (tokens, width)."""
+        return [
+            _valid_rows(args[0], mask)
+            for (args, _), mask in zip(self._calls, self._valid, strict=True)
+        ]
+
+    def grams(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
+        """XᵀX of what modules of the current layer see, as it is now: float64 (in, in) by name.
+
+        Raises ValueError for a module that is not in the current layer, or that did not run.
+        """
+        here = self.layers[self._at]
+        grams: dict[str, torch.Tensor] = {}
+        # Q, K and V see one tensor, one after another; its product is made once.
+        last: tuple[torch.Tensor, torch.Tensor] | None = None
+        valid: torch.Tensor | None = None
+        hooks = []
+
+        def listen(name: str) -> Any:
+            def hear(module: nn.Module, args: tuple[Any, ...]) -> None:
+                nonlocal last
+                x = args[0]
+                if last is None or last[0] is not x:
+                    rows = _valid_rows(x, valid).float()
+                    last = x, (rows.t() @ rows).double().cpu()
+                gram = last[1]
+                grams[name] = grams[name].add_(gram) if name in grams else gram.clone()
+
+            return hear
+
+        try:
+            for name in names:
+                if not name.startswith(f"{here}."):
+                    raise ValueError(f"LayerWalk: {name} is asked for at {here}, expected a part")
+                hooks.append(self._modules[name].register_forward_pre_hook(listen(name)))
+            for i, (args, kwargs) in enumerate(self._calls):
+                valid = self._valid[i]
+                self._modules[here](*args, **kwargs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        missing = [name for name in names if name not in grams]
+        if missing:
+            raise ValueError(f"LayerWalk: {missing[0]} did not run in {here}")
+        return grams
+
+    def advance(self) -> None:
+        """Run the current layer and go on to the next one."""
+        layer = self._modules[self.layers[self._at]]
+        for i, (args, kwargs) in enumerate(self._calls):
+            out = layer(*args, **kwargs)
+            hidden = out[0] if isinstance(out, tuple) else out
+            self._calls[i] = ((hidden, *args[1:]), kwargs)
+        self._at = min(self._at + 1, len(self.layers) - 1)
+
+    def _arrive(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not args:  # some versions of transformers pass it by name
+            kwargs = dict(kwargs)
+            args = (kwargs.pop("hidden_states"),)
+        self._calls.append((args, kwargs))
+        raise _FirstLayer
+
+
+def _valid_rows(x: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
+    """(tokens, width): the valid tokens of (batch, sequence, width)."""
+    return x.flatten(0, -2) if valid is None else x[valid]
