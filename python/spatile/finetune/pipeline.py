@@ -103,7 +103,7 @@ def load_data(settings: Settings) -> Task:
         overlap=settings.overlap,  # type: ignore[arg-type]
         train_rows=settings.train_rows,
         dev_rows=settings.dev_rows,
-        seed=settings.seed,
+        seed=settings.seed if settings.data_seed is None else settings.data_seed,
     )
 
 

@@ -47,6 +47,7 @@ class Settings:
     else PyTorch's. ``linear`` says whose matrix products the linear layers use; ``"auto"`` is
     spatile's where a short trial finds them clearly faster. ``sparse`` lets the retraining stage
     compute kept groups only, where that is faster (:class:`spatile.torch.PruningCallback`).
+    ``data_seed`` draws the rows of ``train_rows`` and ``dev_rows``; None is ``seed``.
 
     Raises ValueError naming the setting, what it is and what was expected.
     """
@@ -79,6 +80,7 @@ class Settings:
     sparse: bool = True
     bf16: bool = False
     seed: int = 0
+    data_seed: int | None = None
     train_rows: int | None = None
     dev_rows: int | None = None
     dev_ids: str | None = None
