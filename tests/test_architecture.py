@@ -35,6 +35,7 @@ MAY_IMPORT = {
     "report": GROUND | {"ops", "sparsity", "inference"},
     "torch": GROUND | {"ops", "reference", "sparsity", "inference", "finetune"},
     "finetune": GROUND | {"ops", "reference", "sparsity", "inference", "report", "torch"},
+    "sweep": GROUND | {"sparsity", "inference", "report", "finetune"},
     "benchmarks": None,  # everything
     "cli": None,
     "__main__": {"cli"},
@@ -42,7 +43,7 @@ MAY_IMPORT = {
 """What a part of the package may import of the package; itself always."""
 
 MAY_USE = {
-    "torch": {"torch", "finetune", "benchmarks", "cli"},
+    "torch": {"torch", "finetune", "sweep", "benchmarks", "cli"},
     "transformers": {"torch", "finetune", "benchmarks", "cli"},
     "accelerate": {"torch", "finetune"},
     "datasets": {"finetune"},

@@ -1,0 +1,88 @@
+"""The dense stage as a run of its own, and runs that start from where it ended.
+
+One dense model may so serve many pruned ones: every cell of a sweep, every step of a search.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import fields
+
+from spatile.finetune.settings import Settings
+
+__all__ = ["DENSE_FIELDS", "dense_only", "from_dense", "glue_metrics"]
+
+#: Settings that decide what the dense stage ends with. The others act later alone.
+DENSE_FIELDS = frozenset(
+    [
+        "model",
+        "data",
+        "epochs_dense",
+        "batch_size",
+        "eval_batch_size",
+        "lr",
+        "lr_dense",
+        "warmup",
+        "weight_decay",
+        "max_length",
+        "attention",
+        "linear",
+        "bf16",
+        "seed",
+        "data_seed",
+        "train_rows",
+        "dev_rows",
+        "dev_ids",
+        "overlap",
+        "text",
+        "pair",
+        "label",
+        "kind",
+        "labels",
+        "positive",
+        "checkpoint_every",
+    ]
+)
+
+# GLUE scores these by F1 first; by their rows alone they are tasks of two classes like others.
+_F1_FIRST = ("mrpc", "qqp")
+
+
+def dense_only(settings: Settings) -> Settings:
+    """``settings`` of a run that is the dense stage and nothing else: no group is pruned.
+
+    Raises ValueError where there is no dense stage.
+
+    >>> dense_only(Settings("m", "d", 0.5, lr=1e-4)).sparsity
+    0.0
+    """
+    if settings.epochs_dense <= 0:
+        raise ValueError(
+            f"finetune: epochs_dense is {settings.epochs_dense:g}, expected a dense stage, from "
+            f"which the pruned models start"
+        )
+    kept = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name in DENSE_FIELDS}
+    return Settings(**kept, sparsity=0.0, epochs_reweighted=0.0, epochs_retrain=0.0)
+
+
+def from_dense(settings: Settings, checkpoint: str | os.PathLike[str]) -> Settings:
+    """``settings`` of a run whose dense stage is ``checkpoint``, and which starts with the next.
+
+    The run evaluates the dense model at its step 0 and keeps it as its own dense stage, which is
+    also what it distils from.
+
+    >>> from_dense(Settings("m", "d", 0.5), "dense").epochs_dense
+    0.0
+    """
+    return settings.with_changes(model=os.path.realpath(checkpoint), epochs_dense=0.0)
+
+
+def glue_metrics(task: str, metrics: Sequence[str]) -> tuple[str, ...]:
+    """``metrics`` with the one first by which GLUE ranks the task of that name.
+
+    >>> glue_metrics("mrpc", ("accuracy", "f1"))
+    ('f1', 'accuracy')
+    """
+    first = "f1" if task.casefold() in _F1_FIRST and "f1" in metrics else metrics[0]
+    return (first, *(m for m in metrics if m != first))

@@ -1,0 +1,156 @@
+"""From a sweep's folder to its document of rows."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+
+from spatile.finetune.data.task import Task
+from spatile.finetune.dense_start import glue_metrics
+from spatile.finetune.metrics import majority_floor
+from spatile.finetune.run_folder import RunFolder
+from spatile.report import read_report
+from spatile.sweep.folder import SweepFolder
+from spatile.sweep.rows import dev_order, encode, predictions
+from spatile.sweep.spec import Cell
+
+__all__ = ["collect", "result_of"]
+
+#: How far logits of the dense model may be apart between its own run and one that starts from it.
+_SAME = 1e-3
+
+
+def result_of(folder: SweepFolder, cell: Cell, task: Task) -> dict[str, Any]:
+    """What a cell's run came to.
+
+    Raises RuntimeError where the run did not start from its seed's dense model.
+    """
+    run = RunFolder.open(folder.run(cell))
+    report = read_report(run.path)
+    dense = RunFolder.open(folder.dense(cell.seed)).logits("dense")
+    apart = float(np.abs(run.logits("dense") - dense).max())
+    if not apart <= _SAME:
+        raise RuntimeError(
+            f"sweep: {cell.name} started from logits that differ by {apart:.3g} from those of the "
+            f"dense model of seed {cell.seed}, expected the same"
+        )
+    evaluations = run.state["evaluations"]
+    after = evaluations.get("pruned", {}).get("scores", {})
+    return {
+        "cell": cell.name,
+        "metrics": {
+            name: {
+                "value": score["value"],
+                "dense": evaluations["dense"]["scores"][name]["value"],
+                "pruned": after.get(name, {}).get("value"),
+            }
+            for name, score in evaluations["retrained"]["scores"].items()
+        },
+        "achieved": report["summary"]["packed"]["sparsity"],
+        "multiply_adds": report["multiply_adds"],
+        "seconds": round(sum(e["seconds"] or 0.0 for e in evaluations.values()), 1),
+        "predictions": predictions(task, run.logits("retrained")),
+    }
+
+
+def collect(folder: SweepFolder, task: Task, name: str) -> dict[str, Any]:
+    """The document of what is finished; ``name`` is the task's (see :mod:`spatile.sweep.rows`)."""
+    spec = folder.spec
+    metrics = glue_metrics(name, task.metrics)
+    floor = majority_floor(task.train.labels, task.dev.labels, metrics, positive=task.positive)
+    floors = {m: s.to_json()["value"] for m, s in floor.items()}
+    rows: list[dict[str, Any]] = []
+    dev: dict[str, Any] = {"labels": encode(task.dev.labels[dev_order(task.dev.labels)])}
+    for seed in spec.seeds:
+        if folder.has_dense(seed):
+            logits = RunFolder.open(folder.dense(seed)).logits("dense")
+            dev[f"dense seed {seed}"] = predictions(task, logits)
+    missing = []
+    for cell in spec.cells():
+        result = folder.result(cell)
+        if result is None:
+            missing.append(cell.name)
+            continue
+        dev[cell.name] = result["predictions"]
+        timing = folder.timing(cell)
+        rows += [
+            _row(name, cell, metric, result, timing, floors[metric], len(task.dev))
+            for metric in metrics
+        ]
+    return {
+        "task": name,
+        "metrics": list(metrics),
+        "kind": task.kind,
+        "classes": list(task.labels),
+        "positive": task.positive,
+        "majority": _majority(task),
+        "model": spec.model,
+        "command": spec.command(os.path.normpath(folder.path.name)),
+        "seconds": round(folder.state["seconds"], 1),
+        "machine": folder.state.get("machine", {}),
+        "train_rows": len(task.train),
+        "seeds": list(spec.seeds),
+        "methods": dict(spec.methods),
+        "settings": spec.shared,
+        "floor": floors,
+        "missing": missing,
+        "rows": rows,
+        "dev": dev,
+    }
+
+
+def machine_of(report: dict[str, Any], *, jobs: int, threads: int) -> dict[str, Any]:
+    """What the sweep runs on and with."""
+    return {
+        **report["environment"],
+        "cores": os.cpu_count(),
+        "jobs": jobs,
+        "threads": threads,
+    }
+
+
+def _majority(task: Task) -> int | None:
+    if task.kind == "regression":
+        return None
+    values, counts = np.unique(task.train.labels, return_counts=True)
+    return int(values[np.argmax(counts)])
+
+
+def _row(
+    task: str,
+    cell: Cell,
+    metric: str,
+    result: dict[str, Any],
+    timing: dict[str, Any] | None,
+    floor: float | None,
+    dev_rows: int,
+) -> dict[str, Any]:
+    times = {} if timing is None else timing["milliseconds"]
+
+    def of(name: str, kind: str = "median") -> float | None:
+        return round(times[name][kind], 4) if name in times else None
+
+    return {
+        "task": task,
+        "pattern": cell.pattern,
+        "method": cell.method,
+        "sparsity": cell.sparsity,
+        "seed": cell.seed,
+        "metric": metric,
+        "value": result["metrics"][metric]["value"],
+        "dense": result["metrics"][metric]["dense"],
+        "latency_ms": of("spatile packed"),
+        "dense_latency_ms": of("spatile dense"),
+        "torch_latency_ms": of("torch dense"),
+        "latency_min_ms": of("spatile packed", "min"),
+        "dense_latency_min_ms": of("spatile dense", "min"),
+        "torch_latency_min_ms": of("torch dense", "min"),
+        "pruned": result["metrics"][metric]["pruned"],
+        "floor": floor,
+        "achieved": result["achieved"],
+        "dev_rows": dev_rows,
+        "threads": None if timing is None else timing["threads"],
+        "seconds": result["seconds"],
+    }

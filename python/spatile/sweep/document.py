@@ -1,0 +1,112 @@
+"""Tables and plots of sweeps as a Markdown file."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from spatile.sparsity import write_atomically
+from spatile.sweep.rows import read_rows
+from spatile.sweep.tables import duration, markdown, metric_name, tables_of
+
+__all__ = ["render_document", "write_document"]
+
+_INTRODUCTION = """\
+# Results
+
+What pruning costs, measured: every table is made from the rows beside it, and these by the command
+above it. All models of a seed start from the same dense model, are pruned, and are scored on the
+dev rows. Differences are paired: pruned less dense of the same seed, on the same dev rows.
+Intervals hold 95 % and come of resampling dev rows and seeds; with three seeds or fewer they are
+somewhat too narrow. A score that is not above the majority class's says that nothing was learned.
+"""
+
+
+def write_document(rows: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) -> None:
+    """Write the Markdown file ``out`` from files of rows, and each file's plots beside its rows.
+
+    Without matplotlib there are no plots, and the document is the same. Raises ValueError as
+    :func:`spatile.sweep.read_rows` and :func:`spatile.sweep.summarize` do, before anything is
+    written.
+    """
+    target = Path(out)
+    files = sorted(Path(file) for file in rows)
+    text = render_document(files, target)
+    for file in files:
+        for name, _, svg in _plots(read_rows(file)):
+            write_atomically(_plot_file(file, name), svg.encode())
+    write_atomically(target, text.encode())
+
+
+def render_document(files: Sequence[Path], target: Path) -> str:
+    """The text of the Markdown file at ``target``, whose links lead to what is beside the rows."""
+    parts = [_INTRODUCTION]
+    parts += [_section(read_rows(file), file, target) for file in sorted(files)]
+    return "\n".join(parts)
+
+
+def _section(document: Mapping[str, Any], file: Path, target: Path) -> str:
+    metric, machine = metric_name(document["metrics"][0]), document["machine"]
+    dev = len(document["dev"]["labels"])
+    link = _link(file, target)
+    lines = [
+        f"## {file.stem if file.stem != 'rows' else document['task']}",
+        "",
+        f"{metric} on {document['task']}, {document['train_rows']} train rows, {dev} dev rows, "
+        f"model {document['model']}, seeds {', '.join(str(s) for s in document['seeds'])}. "
+        f"Rows: [{file.name}]({link}).",
+        "",
+        "```sh",
+        document["command"],
+        "```",
+        "",
+        _where(document["seconds"], machine),
+        "",
+        *_methods(document["methods"]),
+        *(f"{markdown(table)}" for table in tables_of(document)),
+    ]
+    timed = any(row["latency_ms"] is not None for row in document["rows"])
+    for name in ("sparsity", "latency") if timed else ("sparsity",):
+        plot = _plot_file(file, name)
+        lines += [f"![{metric} over {name}]({_link(plot, target)})", ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _where(seconds: float, machine: Mapping[str, Any]) -> str:
+    text = f"Took {duration(seconds)}"
+    if machine:
+        text += (
+            f" on {machine['processor']}, {machine['cores']} cores, {machine['jobs']} runs at once "
+            f"on {machine['threads']} thread{'s' if machine['threads'] > 1 else ''} each; spatile "
+            f"{machine['spatile']} tier {machine['tier']}, PyTorch {machine['torch']}"
+        )
+    return text + "."
+
+
+def _methods(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    named = [
+        f"- {name}: " + ", ".join(f"`{key}` {value}" for key, value in changes.items())
+        for name, changes in methods.items()
+        if changes
+    ]
+    return ["Methods change these settings of `spatile finetune`:", "", *named, ""] if named else []
+
+
+def _plots(document: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    from spatile.sweep.plots import plots_of
+
+    try:
+        return plots_of(document)
+    except ModuleNotFoundError:
+        return []
+
+
+def _plot_file(file: Path, name: str) -> Path:
+    return file.with_name(f"{re.sub(r'[^A-Za-z0-9_.-]', '-', file.stem)}.{name}.svg")
+
+
+def _link(file: Path, target: Path) -> str:
+    return os.path.relpath(file, target.parent).replace(os.sep, "/")

@@ -1,0 +1,243 @@
+"""What a sweep was asked to do: its grid, its settings, and the runs that these mean."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from spatile.finetune.dense_start import DENSE_FIELDS, dense_only, from_dense
+from spatile.finetune.settings import Settings
+from spatile.finetune.weights import resolve_model
+from spatile.patterns import as_pattern
+
+__all__ = ["GRID_FIELDS", "Cell", "Spec"]
+
+#: Settings that the grid and the sweep itself decide.
+GRID_FIELDS = frozenset({"model", "data", "sparsity", "pattern", "seed", "plan"})
+
+# A method is about what follows the dense stage, on the same rows. These of the dense stage's
+# settings are also the later stages' own.
+_SHARED = frozenset(
+    {"batch_size", "lr", "warmup", "weight_decay", "attention", "linear", "bf16"}
+    | {"checkpoint_every"}
+)
+_NOT_A_METHOD = GRID_FIELDS | (DENSE_FIELDS - _SHARED)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One pruned model of a sweep."""
+
+    pattern: str
+    method: str
+    sparsity: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """How rows and messages call it."""
+        return f"{self.pattern} {self.method} {self.sparsity:g} seed {self.seed}"
+
+    @property
+    def folder(self) -> str:
+        """The name of its folder."""
+        return self.name.replace(" ", "_").replace(":", "-")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A grid over one model and task. All is checked when it is made.
+
+    ``methods`` maps a name to what it changes of ``settings``, which are fields of
+    :class:`spatile.finetune.Settings` that all cells share. ``latency_threads`` is how many
+    threads the packed models are timed on.
+
+    Raises ValueError naming the argument, what it is and what was expected.
+
+    >>> spec = Spec("minilm", "data/qa", ("tile",), (0.5,), {"default": {}}, (0, 1))
+    >>> [cell.name for cell in spec.cells()]
+    ['tile default 0.5 seed 0', 'tile default 0.5 seed 1']
+    """
+
+    model: str
+    data: str
+    patterns: tuple[str, ...]
+    sparsities: tuple[float, ...]
+    methods: Mapping[str, Mapping[str, Any]]
+    seeds: tuple[int, ...]
+    settings: Mapping[str, Any] | None = None
+    task: str | None = None
+    latency_threads: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("patterns", "sparsities", "seeds"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "methods", {k: dict(v) for k, v in self.methods.items()})
+        # Rows that --dev-rows leaves must be the same for all seeds, or nothing could be paired.
+        object.__setattr__(self, "settings", {"data_seed": 0, **(self.settings or {})})
+        for name in ("patterns", "sparsities", "methods", "seeds"):
+            if not getattr(self, name):
+                raise ValueError(f"sweep: {name} is empty, expected at least one")
+        for name in ("sparsities", "seeds"):
+            self._check_once(name, list(getattr(self, name)))
+        self._check_once("patterns", [_spelled_out(p) for p in self.patterns])
+        if any(seed < 0 for seed in self.seeds):
+            raise ValueError(f"sweep: seeds is {list(self.seeds)}, expected numbers ≥ 0")
+        if self.latency_threads < 1:
+            raise ValueError(
+                f"sweep: latency_threads is {self.latency_threads}, expected at least 1"
+            )
+        _check_names("settings", self.shared, GRID_FIELDS)
+        for name, changes in self.methods.items():
+            _check_names(f"method {name!r}", changes, _NOT_A_METHOD)
+        self.dense_settings(self.seeds[0])
+        for cell in self.cells():
+            self._check(cell)
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """The settings that all cells have in common."""
+        return dict(self.settings or {})
+
+    def cells(self) -> list[Cell]:
+        """All pruned models, seed by seed within a configuration."""
+        return [
+            Cell(pattern, method, sparsity, seed)
+            for method in self.methods
+            for pattern in self.patterns
+            for sparsity in self.sparsities
+            for seed in self.seeds
+        ]
+
+    def dense_settings(self, seed: int) -> Settings:
+        """The run that trains the dense model of a seed."""
+        return dense_only(self._settings(self.shared, sparsity=0.0, seed=seed))
+
+    def cell_settings(self, cell: Cell, checkpoint: str | os.PathLike[str]) -> Settings:
+        """The run that makes a cell's model out of its seed's dense ``checkpoint``."""
+        changed = {**self.shared, **self.methods[cell.method]}
+        wanted = self._settings(
+            changed, sparsity=cell.sparsity, seed=cell.seed, pattern=cell.pattern
+        )
+        return from_dense(wanted, checkpoint)
+
+    def extended(self, other: Spec) -> Spec:
+        """The grid with what ``other`` adds to it.
+
+        Raises ValueError where rows of the two could not be compared: another model, data set,
+        setting, method of the same name, or number of threads for the timing.
+        """
+        for name in ("model", "data", "task", "latency_threads"):
+            _check_same(name, getattr(self, name), getattr(other, name))
+        for name in sorted({*self.shared, *other.shared}):
+            default = {f.name: f.default for f in fields(Settings)}.get(name)
+            _check_same(name, *(s.shared.get(name, default) for s in (self, other)))
+        for name in sorted({*self.methods} & {*other.methods}):
+            _check_same(f"method {name!r}", self.methods[name], other.methods[name])
+        return replace(
+            self,
+            patterns=_union(self.patterns, other.patterns),
+            sparsities=tuple(sorted({*self.sparsities, *other.sparsities})),
+            methods={**self.methods, **other.methods},
+            seeds=_union(self.seeds, other.seeds),
+        )
+
+    def command(self, out: str) -> str:
+        """The shell command that makes this sweep."""
+        methods = ",".join(_spell_method(n, m) for n, m in self.methods.items())
+        words = ["--model", self.model, "--data", self.data]
+        words += [] if self.task is None else ["--task", self.task]
+        words += ["--patterns", ",".join(self.patterns)]
+        words += ["--sparsity", ",".join(f"{s:g}" for s in self.sparsities)]
+        words += ["--methods", methods, "--seeds", ",".join(str(s) for s in self.seeds)]
+        if self.latency_threads != 1:
+            words += ["--latency-threads", str(self.latency_threads)]
+        for name, value in self.shared.items():
+            if (name, value) != ("data_seed", 0):
+                words += _spell_flag(name, value)
+        return shlex.join(["spatile", "sweep", *words, "--out", out])
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-serialisable form; :meth:`from_dict` reads it back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Spec:
+        """Read what :meth:`to_dict` wrote."""
+        return cls(**data)
+
+    def _settings(self, given: Mapping[str, Any], **cell: Any) -> Settings:
+        data = os.path.expanduser(self.data)
+        return Settings(
+            model=resolve_model(self.model, op="sweep"),
+            data=os.path.abspath(data) if os.path.isdir(data) else self.data,
+            **cell,
+            **given,
+        )
+
+    def _check(self, cell: Cell) -> None:
+        try:
+            found = self.cell_settings(cell, "")
+        except (TypeError, ValueError) as error:
+            words = str(error).removeprefix("finetune: ")
+            raise ValueError(f"sweep: {cell.name}: {words}") from error
+        if found.epochs_reweighted + found.epochs_retrain <= 0:
+            raise ValueError(
+                f"sweep: method {cell.method!r} has no epoch, expected epochs_reweighted or "
+                f"epochs_retrain above 0"
+            )
+
+    def _check_once(self, name: str, values: list[Any]) -> None:
+        for i, value in enumerate(values):
+            if value in values[:i]:
+                raise ValueError(f"sweep: {name} has {value!r} twice, expected each once")
+
+
+def _spelled_out(pattern: str) -> str:
+    return pattern if pattern == "attention-aware" else str(as_pattern(pattern))
+
+
+def _check_names(what: str, given: Mapping[str, Any], refused: frozenset[str]) -> None:
+    known = {f.name for f in fields(Settings)}
+    for name in given:
+        if name not in known:
+            raise ValueError(f"sweep: {what} has {name!r}, expected a setting of finetune")
+        if name in refused:
+            raise ValueError(f"sweep: {what} has {name!r}, which the sweep itself decides")
+
+
+def _check_same(name: str, before: Any, now: Any) -> None:
+    if before != now:
+        raise ValueError(
+            f"sweep: {name} is {now!r}, expected {before!r} as in the sweep that was started"
+        )
+
+
+def _union(first: tuple[Any, ...], second: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (*first, *(value for value in second if value not in first))
+
+
+def _spell_method(name: str, changes: Mapping[str, Any]) -> str:
+    from spatile.sweep.parsing import METHODS
+
+    if METHODS.get(name) == changes:
+        return name
+    return f"{name}=" + ";".join(f"{key}:{_spell(value)}" for key, value in changes.items())
+
+
+def _spell_flag(name: str, value: Any) -> list[str]:
+    flag = name.replace("_", "-")
+    if isinstance(value, bool) and name != "precompute":
+        return [f"--{flag}" if value else f"--no-{flag}"]
+    if isinstance(value, (list, tuple)):
+        return [f"--{flag}", *(str(v) for v in value)]
+    return [f"--{flag}", _spell(value)]
+
+
+def _spell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"{value:.12g}" if isinstance(value, float) else str(value)

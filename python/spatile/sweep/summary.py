@@ -1,0 +1,282 @@
+"""What a document's rows say: means over seeds, paired with dense, with 95 % intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spatile.finetune.intervals import (
+    RESAMPLES,
+    Floats,
+    Ints,
+    correlate,
+    f1_of_cells,
+    matthews_of_cells,
+    percentiles,
+    resampled_indices,
+)
+from spatile.sweep.rows import decode
+
+__all__ = ["Compared", "Estimate", "Summary", "break_even", "compare_methods", "summarize"]
+
+Key = tuple[str, str, float]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number and its 95 % interval; NaN where undefined."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One configuration over all seeds.
+
+    ``mean`` is the metric's mean over seeds, ``loss`` the mean of dense − pruned, each seed paired
+    with its own dense model, ``worst`` the lowest of the seeds, ``pruned`` the mean straight after
+    pruning (None where unknown), ``above_floor`` whether the mean is above the majority class's
+    score by more than its interval. Times are milliseconds, and speed-ups the dense model's time (by
+    spatile, by PyTorch) over the packed one's, of medians or of minima, whichever is less; None
+    where not measured.
+    """
+
+    pattern: str
+    method: str
+    sparsity: float
+    seeds: int
+    mean: Estimate
+    dense: float
+    loss: Estimate
+    worst: float
+    pruned: float | None
+    floor: float | None
+    above_floor: bool
+    latency_ms: float | None
+    dense_latency_ms: float | None
+    torch_latency_ms: float | None
+    speedup: float | None
+    torch_speedup: float | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A method's metric minus another's, for the same pattern, sparsity, seeds and dev rows."""
+
+    pattern: str
+    sparsity: float
+    method: str
+    other: str
+    difference: Estimate
+
+
+def summarize(document: Mapping[str, Any], metric: str | None = None) -> list[Summary]:
+    """A :class:`Summary` per configuration, in the order of the rows; of the first metric.
+
+    The intervals are percentiles of a bootstrap with two levels: in each of 2000 resamples the dev
+    rows are drawn with replacement, the same rows for all seeds, for pruned and for dense models,
+    and then the seeds are. So they cover what another dev set of the size and other seeds would
+    have given, on the training rows that these models saw; they are not adjusted for there being
+    many configurations. Few seeds show too little of how seeds differ: with two or three the
+    intervals are somewhat too narrow, and with one they know nothing of it.
+
+    Raises ValueError naming the configuration that lacks a seed, has one twice, or is scored on
+    another number of dev rows than the others.
+    """
+    metric = document["metrics"][0] if metric is None else metric
+    rows = _grouped(document, metric)
+    scores = _Scores(document, metric)
+    return [_summary(key, found, scores, document["seeds"]) for key, found in rows.items()]
+
+
+def compare_methods(document: Mapping[str, Any], metric: str | None = None) -> list[Compared]:
+    """Each method minus the document's first, wherever both have a configuration.
+
+    Paired by seed and dev row; intervals as in :func:`summarize`.
+    """
+    metric = document["metrics"][0] if metric is None else metric
+    rows, scores = _grouped(document, metric), _Scores(document, metric)
+    first = next((method for _, method, _ in rows), None)
+    found = []
+    for pattern, method, sparsity in rows:
+        base = (pattern, str(first), sparsity)
+        if method != first and base in rows:
+            keys = ((pattern, method, sparsity), base)
+            mine, other = (scores.of_cells(key, document["seeds"]) for key in keys)
+            difference = scores.estimate(mine - other)
+            found.append(Compared(pattern, sparsity, method, str(first), difference))
+    return found
+
+
+def break_even(summaries: list[Summary]) -> dict[tuple[str, str], Summary | None]:
+    """(pattern, method) → its lowest sparsity at which packed is faster than dense; None: nowhere.
+
+    Configurations that were not timed don't count; a pattern without any timing is left out.
+    """
+    found: dict[tuple[str, str], Summary | None] = {}
+    for s in sorted(summaries, key=lambda s: s.sparsity):
+        if s.speedup is None:
+            continue
+        key = s.pattern, s.method
+        if found.get(key) is None:
+            found[key] = s if s.speedup > 1 else None
+    return found
+
+
+# ---- rows
+
+
+def _grouped(document: Mapping[str, Any], metric: str) -> dict[Key, list[dict[str, Any]]]:
+    """Rows of the metric by configuration, each with all seeds once and the same dev rows."""
+    groups: dict[Key, list[dict[str, Any]]] = {}
+    for row in document["rows"]:
+        if row["metric"] == metric:
+            groups.setdefault((row["pattern"], row["method"], row["sparsity"]), []).append(row)
+    wanted = sorted(document["seeds"])
+    sizes = {row["dev_rows"]: row for rows in groups.values() for row in rows}
+    if len(sizes) > 1:
+        (n, a), (m, b) = list(sizes.items())[:2]
+        raise ValueError(
+            f"sweep: {_named(b)} is scored on {m} dev rows, expected {n} as {_named(a)}"
+        )
+    for (pattern, method, sparsity), rows in groups.items():
+        seeds = sorted(row["seed"] for row in rows)
+        if seeds != wanted:
+            lacks = [seed for seed in wanted if seed not in seeds]
+            why = f"seed {lacks[0]} is missing" if lacks else "one is there twice or unknown"
+            raise ValueError(
+                f"sweep: {pattern} {method} {sparsity:g} has seeds {_listed(seeds)}, expected "
+                f"{_listed(wanted)}: {why}, so it can't be paired with the others"
+            )
+    return groups
+
+
+def _named(row: Mapping[str, Any]) -> str:
+    return f"{row['pattern']} {row['method']} {row['sparsity']:g} seed {row['seed']}"
+
+
+def _listed(seeds: list[int]) -> str:
+    return ", ".join(str(seed) for seed in seeds) or "none"
+
+
+def _summary(key: Key, rows: list[dict[str, Any]], scores: _Scores, seeds: list[int]) -> Summary:
+    mine = scores.of_cells(key, seeds)
+    dense = scores.of_dense(seeds)
+    floor = scores.of_floor()
+    above = False
+    if floor is not None:
+        above = scores.estimate(mine - floor).low > 0
+    timed = next((row for row in rows if row["latency_ms"] is not None), rows[0])
+    straight = [row["pruned"] for row in rows if row["pruned"] is not None]
+    values = [math.nan if row["value"] is None else row["value"] for row in rows]
+    return Summary(
+        *key,
+        seeds=len(rows),
+        mean=scores.estimate(mine),
+        dense=float(dense[:, 0].mean()),
+        loss=scores.estimate(dense - mine),
+        worst=min(values),
+        pruned=float(np.mean(straight)) if straight else None,
+        floor=rows[0]["floor"],
+        above_floor=above,
+        latency_ms=timed["latency_ms"],
+        dense_latency_ms=timed["dense_latency_ms"],
+        torch_latency_ms=timed["torch_latency_ms"],
+        speedup=_speedup(timed, "dense_latency"),
+        torch_speedup=_speedup(timed, "torch_latency"),
+        seconds=sum(row["seconds"] for row in rows),
+    )
+
+
+def _speedup(row: Mapping[str, Any], base: str) -> float | None:
+    if row["latency_ms"] is None:
+        return None
+    ratios = [row[f"{base}{kind}_ms"] / row[f"latency{kind}_ms"] for kind in ("", "_min")]
+    return float(min(ratios))
+
+
+# ---- resampled scores
+
+
+class _Scores:
+    """The metric of predictions on the dev rows themselves and on each resample of them."""
+
+    def __init__(self, document: Mapping[str, Any], metric: str) -> None:
+        self._document, self._metric = document, metric
+        self._labels = decode(document["dev"]["labels"])
+        n = len(self._labels)
+        itself = np.arange(n)[None]
+        self._index = [itself, *resampled_indices(n, seed=0)]
+        self._found: dict[str, Floats] = {}
+
+    def of_cells(self, key: Key, seeds: list[int]) -> Floats:
+        """(seeds, 1 + RESAMPLES): a configuration's models."""
+        pattern, method, sparsity = key
+        names = [f"{pattern} {method} {sparsity:g} seed {seed}" for seed in seeds]
+        return np.stack([self._of(name) for name in names])
+
+    def of_dense(self, seeds: list[int]) -> Floats:
+        """(seeds, 1 + RESAMPLES): the dense models."""
+        return np.stack([self._of(f"dense seed {seed}") for seed in seeds])
+
+    def of_floor(self) -> Floats | None:
+        """(1 + RESAMPLES): the majority class; None where there is none."""
+        majority = self._document["majority"]
+        if majority is None:
+            return None
+        return self._score(np.full_like(self._labels, majority))
+
+    def estimate(self, series: Floats) -> Estimate:
+        """The mean over seeds of ``series`` (seeds, 1 + RESAMPLES), which are drawn too."""
+        count = len(series)
+        value = float(series[:, 0].mean())
+        if math.isnan(value):
+            return Estimate(math.nan, math.nan, math.nan)
+        drawn = np.random.default_rng(1).integers(count, size=(count, RESAMPLES))
+        means = series[drawn, 1 + np.arange(RESAMPLES)].mean(axis=0)
+        return Estimate(value, *percentiles(means))
+
+    def _of(self, name: str) -> Floats:
+        if name not in self._found:
+            if name not in self._document["dev"]:
+                raise ValueError(f"sweep: predictions of {name} are missing, expected under 'dev'")
+            self._found[name] = self._score(decode(self._document["dev"][name]))
+        return self._found[name]
+
+    def _score(self, predicted: NDArray[Any]) -> Floats:
+        one = _METRICS.get(self._metric)
+        y, p = self._labels, predicted
+        if one is None:
+            ranks = self._metric == "spearman"
+            parts = [correlate(y, p, index, ranks=ranks) for index in self._index]
+            return np.concatenate(parts)
+        if self._metric == "f1":
+            positive = self._document["positive"]
+            y, p = ((v == positive).astype(np.int64) for v in (y, p))
+        return np.concatenate([one(_counts(index), y, p) for index in self._index])
+
+
+def _counts(index: Ints) -> Any:
+    """How often each row was drawn: index (r, n) → (r, n). As floats, which multiply faster."""
+    r, n = index.shape
+    flat = (index + n * np.arange(r)[:, None]).reshape(-1)
+    return np.bincount(flat, minlength=r * n).reshape(r, n).astype(np.float64)
+
+
+def _accuracy(draws: Any, y: Ints, p: Ints) -> Floats:
+    return np.asarray(draws @ (y == p) / draws.sum(axis=1))
+
+
+_METRICS: dict[str, Callable[[Any, Ints, Ints], Floats]] = {
+    "accuracy": _accuracy,
+    "f1": f1_of_cells,
+    "matthews": matthews_of_cells,
+}

@@ -1,0 +1,141 @@
+"""The process that trains a sweep's runs, one after another, and times packed models.
+
+Jobs come as lines of JSON on standard input; what becomes of them goes out the same way. It ends
+when its input does: a sweep that was killed leaves nobody at work behind it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import shutil
+import signal
+import sys
+import threading
+import traceback
+from pathlib import Path
+from typing import Any, TextIO
+
+from spatile.finetune.progress import Progress
+from spatile.finetune.settings import Settings
+
+__all__ = ["main"]
+
+
+class _Steps(Progress):
+    """Reports each step of training to the sweep."""
+
+    def __init__(self, out: TextIO) -> None:
+        super().__init__(quiet=True)
+        self._out = out
+
+    def advance(self, loss: float | None = None) -> None:
+        _send(self._out, event="step")
+
+
+def main() -> None:
+    """Do what comes in, until nothing more can come."""
+    # Where the sweep itself runs in the background of a shell, Ctrl-C is ignored from birth.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    # What a library prints must not get between the lines of JSON.
+    out = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
+    os.dup2(2, 1)
+    jobs: queue.Queue[dict[str, Any]] = queue.Queue()
+    threading.Thread(target=_listen, args=(jobs,), daemon=True).start()
+
+    from spatile.finetune.memory import keep_freed_memory
+
+    keep_freed_memory()
+    models: dict[str, Any] = {}
+    while True:
+        job = jobs.get()
+        try:
+            if job["kind"] == "train":
+                _train(job, out)
+                _send(out, event="done", result=None)
+            else:
+                _send(out, event="done", result=_time(job, models))
+        except KeyboardInterrupt:
+            _send(out, event="stopped")
+        except Exception as error:
+            traceback.print_exc()
+            words = " ".join(str(error).split()) or type(error).__name__
+            _send(out, event="failed", error=words)
+
+
+def _listen(jobs: queue.Queue[dict[str, Any]]) -> None:
+    for line in sys.stdin.buffer:
+        jobs.put(json.loads(line))
+    os._exit(0)
+
+
+def _send(out: TextIO, **message: Any) -> None:
+    out.write(json.dumps(message) + "\n")
+    out.flush()
+
+
+def _train(job: dict[str, Any], out: TextIO) -> None:
+    from spatile.finetune.pipeline import finetune
+    from spatile.sparsity import Plan
+
+    folder = Path(job["out"])
+    started = (folder / "run.json").is_file()
+    if not started:
+        # What was killed before it had noted anything has nothing to go on from.
+        shutil.rmtree(folder, ignore_errors=True)
+    settings = Settings.from_dict(job["settings"]).to_dict()
+    plan = settings.pop("plan")
+    finetune(
+        out=folder,
+        plan=None if plan is None else Plan.from_dict(plan),
+        resume=started,
+        threads=job["threads"],
+        timing_rounds=0,
+        progress=_Steps(out),
+        **settings,
+    )
+
+
+def _time(job: dict[str, Any], models: dict[str, Any]) -> dict[str, Any]:
+    """Time a packed model, interleaved with its dense one run by spatile and by PyTorch."""
+    import torch
+
+    import spatile
+    from spatile.finetune.checkpoints import load_classifier, load_tokenizer
+    from spatile.finetune.pipeline import load_data
+    from spatile.finetune.timing import batches_of, measure, torch_runner
+    from spatile.inference import Encoder
+
+    torch.set_num_threads(job["threads"])
+    spatile.set_num_threads(job["threads"])
+    settings = Settings.from_dict(job["settings"])
+    if not models:
+        models["torch"] = torch_runner(
+            load_classifier(job["dense"], attention="sdpa"),
+            load_tokenizer(job["dense"]),
+            settings.max_length,
+        )
+        models["dense"] = Encoder.load(job["dense"])
+        dev = load_data(settings).dev
+        models["batches"] = batches_of(dev.take(min(job["examples"], len(dev)), seed=0), 1)
+    packed = Encoder.load(job["packed"])
+    milliseconds = measure(
+        {
+            "torch dense": models["torch"],
+            "spatile dense": lambda texts, pairs: models["dense"].predict(texts, pairs),
+            "spatile packed": lambda texts, pairs: packed.predict(texts, pairs),
+        },
+        models["batches"],
+        rounds=job["rounds"],
+    )
+    return {
+        "milliseconds": milliseconds,
+        "threads": job["threads"],
+        "examples": len(models["batches"]),
+        "rounds": job["rounds"],
+    }
+
+
+if __name__ == "__main__":
+    main()
