@@ -78,3 +78,34 @@ def test_run_and_stages_must_agree() -> None:
 def test_bad_arguments(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Stages(**arguments)  # type: ignore[arg-type]
+
+
+def test_gradual_pruning_is_cubic_and_ends_where_it_should() -> None:
+    stages = Stages(2, 0, 4, prunings=4, gradual=1.5)
+    steps = stages.resolve(steps_per_epoch=10, max_steps=60)
+    assert steps.prunings == (20, 25, 30, 35)
+    assert steps.pruned_at == 35
+    shares = [steps.pruned_share(s) for s in steps.prunings]
+    assert shares == pytest.approx([1 - 0.75**3, 1 - 0.5**3, 1 - 0.25**3, 1.0])
+    assert [steps.pruned_share(s) for s in (0, 19, 21, 36)] == [None] * 4
+    once = Stages(2, 1, 1).resolve(steps_per_epoch=10, max_steps=40)
+    assert (once.prunings, once.pruned_share(30)) == ((30,), 1.0)
+
+
+def test_gradual_pruning_that_cannot_be() -> None:
+    with pytest.raises(ValueError, match="prunings is 0"):
+        Stages(1, 0, 1, prunings=0)
+    with pytest.raises(TypeError, match=r"prunings is 2\.5"):
+        Stages(1, 0, 1, prunings=2.5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="a length to spread 3 prunings over"):
+        Stages(1, 0, 1, prunings=3)
+    with pytest.raises(ValueError, match="gradual ends at step 30, but training at 20"):
+        Stages(1, 0, 1, prunings=2, gradual=2).resolve(steps_per_epoch=10, max_steps=20)
+    with pytest.raises(ValueError, match="gradual is 1 steps, expected at least 2"):
+        Stages(1, 0, 1, prunings=3, gradual=0.1).resolve(steps_per_epoch=10, max_steps=20)
+
+
+def test_each_stage_may_have_its_own_learning_rate() -> None:
+    steps = Stages(2, 2, 2, unit="steps").resolve(steps_per_epoch=1, max_steps=6)
+    factors = [steps.lr_factor(i, rates=(1.0, 2.0, 4.0)) for i in range(6)]
+    assert factors == [1.0, 0.5, 2.0, 1.0, 4.0, 2.0]

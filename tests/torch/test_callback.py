@@ -345,7 +345,7 @@ def test_training_that_ends_before_the_pruning_warns(make_bert: Any, train: Any)
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             control.should_training_stop = state.global_step == 5
 
-    with pytest.warns(UserWarning, match="before the pruning at step 12"):
+    with pytest.warns(UserWarning, match="before the last pruning at step 12"):
         train(make_bert(), [pruning(), Stop()])
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from spatile.cli.usage import PRECOMPUTE, UsageError, add_command
+from spatile.sparsity.saliency import SALIENCIES
 
 __all__ = ["add", "run"]
 
@@ -89,6 +90,25 @@ def _pruning(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--scope", choices=("matrix", "global", "row-balanced"), help="what is ranked together"
     )
+    group.add_argument(
+        "--saliency",
+        choices=SALIENCIES,
+        help="what is pruned first: by norm, gradients, or what the layers' outputs miss least",
+    )
+    group.add_argument(
+        "--calibration-rows",
+        type=int,
+        metavar="N",
+        help="second-order: training rows to look at, without labels (512)",
+    )
+    group.add_argument("--damping", type=float, help="second-order: of the inverse (0.01)")
+    group.add_argument("--prunings", type=int, metavar="N", help="prune in N steps (1)")
+    group.add_argument(
+        "--epochs-gradual",
+        type=float,
+        metavar="N",
+        help="of the retrain stage, over which the prunings are spread (0)",
+    )
     group.add_argument("--method", choices=("proximal", "gradient"), help="of the lasso (proximal)")
     group.add_argument("--strength", help="λ of the lasso, or auto (default)")
     group.add_argument("--shrink", type=float, help="how far auto may shrink the weakest (0.5)")
@@ -112,6 +132,8 @@ def _training(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--batch-size", type=int, metavar="N", help="rows per step (16)")
     group.add_argument("--eval-batch-size", type=int, metavar="N", help="on dev (64)")
     group.add_argument("--lr", type=float, help="learning rate, falling linearly (5e-5)")
+    for stage in ("dense", "reweighted", "retrain"):
+        group.add_argument(f"--lr-{stage}", type=float, metavar="LR", help=f"{stage}'s own")
     group.add_argument("--warmup", type=float, help="share of a stage with rising rate (0.1)")
     group.add_argument("--weight-decay", type=float, help="AdamW's (0.01)")
     group.add_argument(
@@ -121,6 +143,12 @@ def _training(parser: argparse.ArgumentParser) -> None:
         const=0.5,
         metavar="WEIGHT",
         help="learn from the run's own dense stage too, with this weight (0.5 where none is given)",
+    )
+    group.add_argument(
+        "--distill-hidden", type=float, metavar="WEIGHT", help="from its hidden states too (0)"
+    )
+    group.add_argument(
+        "--distill-attention", type=float, metavar="WEIGHT", help="from its attention too (0)"
     )
     group.add_argument(
         "--attention",

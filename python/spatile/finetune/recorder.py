@@ -68,7 +68,7 @@ class AfterPruning(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if state.global_step == 0 == self._steps.reweighted_end:
+        if state.global_step == 0 == self._steps.pruned_at:
             self._reached("pruned", kwargs["model"])
         self._begin_stage(state.global_step)
 
@@ -85,7 +85,7 @@ class AfterPruning(TrainerCallback):  # type: ignore[misc]
         boundary = step in (steps.dense_end, steps.reweighted_end, steps.total)
         if boundary:
             self._progress.end()
-        if step == steps.reweighted_end:
+        if step == steps.pruned_at:
             self._reached("pruned", kwargs["model"])
         if step == steps.total:
             self._reached("retrained", kwargs["model"])

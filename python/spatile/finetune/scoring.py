@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,10 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from spatile.finetune.batches import Encoded
-from spatile.finetune.checkpoints import load_classifier
-from spatile.finetune.settings import Settings
 
-__all__ = ["predict_logits", "teacher_logits"]
+__all__ = ["predict_logits"]
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
@@ -33,11 +30,3 @@ def predict_logits(model: Any, data: Encoded, batch_size: int) -> NDArray[np.flo
     logits = np.empty((len(data), parts[0].shape[1]), dtype=np.float32)
     logits[order] = np.concatenate(parts)
     return logits
-
-
-def teacher_logits(checkpoint: Path, settings: Settings, data: Encoded) -> torch.Tensor:
-    """Logits (n, outputs) of a checkpoint; one pass serves all epochs, for it has no dropout."""
-    # Making a model may draw random numbers, at a moment that depends on where a run resumed.
-    with torch.random.fork_rng(devices=[]):
-        model = load_classifier(checkpoint, attention=settings.attention)
-    return torch.from_numpy(predict_logits(model, data, settings.eval_batch_size))

@@ -10,6 +10,7 @@ from typing import Any
 from spatile.patterns import as_pattern
 from spatile.sparsity import Plan
 from spatile.sparsity.plan import check_sparsity
+from spatile.sparsity.saliency import SALIENCIES
 
 __all__ = ["PRESETS", "Settings"]
 
@@ -18,11 +19,13 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "scope": ("matrix", "global", "row-balanced"),
     "attention": ("auto", "spatile", "sdpa", "eager"),
     "linear": ("auto", "spatile", "torch"),
+    "saliency": SALIENCIES,
     "overlap": (None, "error", "drop"),
     "kind": (None, "classification", "regression"),
 }
-_POSITIVE = ("batch_size", "eval_batch_size", "max_length", "lr", "eps")
-_LENGTHS = ("epochs_dense", "epochs_reweighted", "epochs_retrain")
+_POSITIVE = ("batch_size", "eval_batch_size", "max_length", "lr", "eps", "damping")
+_RATES = ("lr_dense", "lr_reweighted", "lr_retrain")
+_LENGTHS = ("epochs_dense", "epochs_reweighted", "epochs_retrain", "epochs_gradual")
 
 #: Named sets of settings; what is given beside one replaces its values.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -45,8 +48,14 @@ class Settings:
 
     ``attention`` is the back-end while training; ``"auto"`` is spatile's where the model takes it,
     else PyTorch's. ``linear`` says whose matrix products the linear layers use; ``"auto"`` is
-    spatile's where a short trial finds them clearly faster. ``sparse`` lets the retraining stage
-    compute kept groups only, where that is faster (:class:`spatile.torch.PruningCallback`).
+    spatile's where a short trial finds them clearly faster. ``saliency``, ``scope`` and ``damping``
+    are :class:`spatile.torch.Pruner`'s, ``calibration_rows`` the training rows, without labels,
+    that second-order pruning looks at. ``prunings`` are spread over the first ``epochs_gradual`` of
+    the retrain stage (:class:`spatile.sparsity.Stages`). ``distill`` in [0, 1] weighs the dense
+    stage's logits against the labels; ``distill_hidden`` and ``distill_attention`` weigh its hidden
+    states and attention, added to that. A stage's own learning rate replaces ``lr``. ``sparse``
+    lets the retraining stage compute kept groups only, where that is faster
+    (:class:`spatile.torch.PruningCallback`).
     ``data_seed`` draws the rows of ``train_rows`` and ``dev_rows``; None is ``seed``.
 
     Raises ValueError naming the setting, what it is and what was expected.
@@ -62,16 +71,26 @@ class Settings:
     strength: float | str = "auto"
     shrink: float = 0.5
     scope: str = "matrix"
+    saliency: str = "magnitude"
+    calibration_rows: int = 512
+    damping: float = 0.01
     eps: float = 1e-3
     epochs_dense: float = 3.0
     epochs_reweighted: float = 2.0
     epochs_retrain: float = 3.0
+    prunings: int = 1
+    epochs_gradual: float = 0.0
     ramp: float = 0.5
     reweight_every: float | None = None
     distill: float = 0.0
+    distill_hidden: float = 0.0
+    distill_attention: float = 0.0
     batch_size: int = 16
     eval_batch_size: int = 64
     lr: float = 5e-5
+    lr_dense: float | None = None
+    lr_reweighted: float | None = None
+    lr_retrain: float | None = None
     warmup: float = 0.1
     weight_decay: float = 0.01
     max_length: int = 128
@@ -106,6 +125,13 @@ class Settings:
                 )
         for name in _POSITIVE:
             self._check(name, lambda v: v > 0, "a positive number")
+        for name in _RATES:
+            if getattr(self, name) is not None:
+                self._check(name, lambda v: v > 0, "a positive number")
+        for name in ("calibration_rows", "prunings"):
+            self._check(name, lambda v: v >= 1 and v == int(v), "a whole number ≥ 1")
+        for name in ("distill_hidden", "distill_attention"):
+            self._check(name, lambda v: v >= 0, "a weight ≥ 0")
         for name in _LENGTHS:
             self._check(name, lambda v: v >= 0, "a number of epochs ≥ 0")
         for name in ("ramp", "distill", "warmup"):
@@ -135,6 +161,18 @@ class Settings:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not (number and math.isfinite(value) and holds(value)):
             raise ValueError(f"finetune: {name} is {value!r}, expected {expected}")
+
+    @property
+    def lr_factors(self) -> tuple[float, float, float]:
+        """Each stage's highest learning rate over ``lr``."""
+        rates = (self.lr_dense, self.lr_reweighted, self.lr_retrain)
+        first, second, third = (1.0 if rate is None else rate / self.lr for rate in rates)
+        return first, second, third
+
+    @property
+    def teaches(self) -> bool:
+        """Whether the run's own dense stage is its teacher."""
+        return self.distill > 0 or self.distill_hidden > 0 or self.distill_attention > 0
 
     def make_plan(self, config: Any) -> Plan:
         """The plan that these settings mean for a model of this configuration."""

@@ -7,7 +7,6 @@ resumed run skips to exactly the batch that it was killed at, in every version o
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from spatile.finetune.batches import collate, plan_batches
 from spatile.finetune.job import Job
 from spatile.finetune.settings import Settings
-from spatile.torch import distillation_loss
+from spatile.finetune.teacher import Teacher
 
 __all__ = ["StageTrainer", "training_arguments"]
 
@@ -27,8 +26,7 @@ __all__ = ["StageTrainer", "training_arguments"]
 class StageTrainer(Trainer):  # type: ignore[misc]
     """A Trainer with planned batches, a learning rate that starts anew in each stage, a teacher.
 
-    ``teacher`` is asked for the teacher's logits (rows, outputs) on the train split once training
-    has passed the dense stage; None trains on labels alone.
+    ``teacher`` is asked once training has passed the dense stage; None trains on labels alone.
     """
 
     def __init__(
@@ -37,7 +35,7 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         args: TrainingArguments,
         *,
         callbacks: list[TrainerCallback],
-        teacher: Callable[[], torch.Tensor] | None = None,
+        teacher: Teacher | None = None,
     ) -> None:
         super().__init__(
             model=job.model, args=args, train_dataset=job.train_data, callbacks=callbacks
@@ -53,7 +51,6 @@ class StageTrainer(Trainer):  # type: ignore[misc]
             seed=self._settings.seed,
         )
         self._teacher = teacher
-        self._teacher_logits: torch.Tensor | None = None
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         # A generator of its own: the loader would otherwise draw from the one that dropout uses.
@@ -69,7 +66,9 @@ class StageTrainer(Trainer):  # type: ignore[misc]
     ) -> Any:
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer if optimizer is None else optimizer,
-            lambda step: self._steps.lr_factor(step, warmup=self._settings.warmup),
+            lambda step: self._steps.lr_factor(
+                step, warmup=self._settings.warmup, rates=self._settings.lr_factors
+            ),
         )
         self._created_lr_scheduler = True
         return self.lr_scheduler
@@ -81,19 +80,20 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        labels, index = inputs.pop("labels"), inputs.pop("index")
-        outputs = model(**inputs)
+        labels = inputs.pop("labels")
+        taught: torch.Tensor | float = 0.0
+        if self._teacher is not None and self.state.global_step >= self._steps.dense_end:
+            outputs, taught = self._teacher.run(model, inputs)
+        else:
+            inputs.pop("index")
+            outputs = model(**inputs)
         logits = outputs.logits.float()
         if logits.shape[-1] == 1:
             loss = F.mse_loss(logits[:, 0], labels.float())
         else:
             loss = F.cross_entropy(logits, labels.long())
-        weight = self._settings.distill
         if self._teacher is not None and self.state.global_step >= self._steps.dense_end:
-            if self._teacher_logits is None:
-                self._teacher_logits = self._teacher()
-            target = self._teacher_logits[index]
-            loss = (1 - weight) * loss + weight * distillation_loss(logits, target)
+            loss = (1 - self._settings.distill) * loss + taught
         return (loss, outputs) if return_outputs else loss
 
 

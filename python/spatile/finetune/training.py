@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import math
 import signal
 import threading
@@ -23,8 +22,8 @@ from spatile.finetune.layers import use_layers
 from spatile.finetune.progress import Progress
 from spatile.finetune.recorder import AfterPruning, BeforePruning
 from spatile.finetune.run_folder import RunFolder, disk_is_full
-from spatile.finetune.scoring import teacher_logits
 from spatile.finetune.settings import Settings
+from spatile.finetune.teacher import Teacher
 from spatile.finetune.trainer import StageTrainer, training_arguments
 from spatile.finetune.twin import Twin
 from spatile.inference.architecture import read_architecture
@@ -75,6 +74,9 @@ def train(run: RunFolder, job: Job, progress: Progress) -> None:
         method=settings.method,  # type: ignore[arg-type]
         eps=settings.eps,
         scope=settings.scope,  # type: ignore[arg-type]
+        saliency=settings.saliency,  # type: ignore[arg-type]
+        calibration=settings.calibration_rows,
+        damping=settings.damping,
         sparse="auto" if settings.sparse else False,
     )
     use_layers(run, job.model)
@@ -90,8 +92,10 @@ def train(run: RunFolder, job: Job, progress: Progress) -> None:
         save_steps=settings.checkpoint_every or epoch,
     )
     teacher = None
-    if settings.distill > 0:
-        teacher = functools.partial(teacher_logits, run.stage("dense"), settings, data)
+    if settings.teaches:
+        teacher = Teacher(
+            run.stage("dense"), settings, data, linear=run.state["linear"] == "spatile"
+        )
     with quiet_transformers():
         trainer = StageTrainer(
             job,
@@ -127,6 +131,8 @@ def stages_of(settings: Settings, rows: int) -> tuple[Stages, StageSteps]:
         total - dense - reweighted,
         unit="steps",
         ramp=settings.ramp,
+        prunings=settings.prunings,
+        gradual=round(settings.epochs_gradual * epoch),
         reweight_every=None if every is None else max(1, round(every * epoch)),
     )
     return stages, stages.resolve(steps_per_epoch=epoch, max_steps=total)

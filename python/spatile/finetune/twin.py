@@ -19,7 +19,7 @@ from spatile.finetune.layers import use_layers
 from spatile.finetune.progress import Progress
 from spatile.finetune.recorder import StepProgress
 from spatile.finetune.run_folder import RunFolder, write_folder
-from spatile.finetune.scoring import teacher_logits
+from spatile.finetune.teacher import Teacher
 from spatile.finetune.trainer import StageTrainer, training_arguments
 from spatile.torch import Pruner
 from spatile.torch.checkpoint import read_state
@@ -52,9 +52,12 @@ class Twin:
             return
         use_layers(run, job.model)
         teacher = None
-        if run.settings.distill > 0:
-            teacher = functools.partial(
-                teacher_logits, run.stage("dense"), run.settings, job.train_data
+        if run.settings.teaches:
+            teacher = Teacher(
+                run.stage("dense"),
+                run.settings,
+                job.train_data,
+                linear=run.state["linear"] == "spatile",
             )
         arguments = training_arguments(
             self._folder / "trainer",

@@ -6,6 +6,7 @@ Source: E.T. (SC 2021), the procedure of reweighted group lasso.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,7 +25,12 @@ class Stages:
     happens at the stage's end. retrain: the kept weights train on, pruned ones stay zero;
     ``retrain=None`` means for as long as training lasts.
 
-    Raises ValueError for a negative or non-finite length and a ramp outside [0, 1].
+    Pruning may be gradual: ``prunings`` of them, evenly spread over the first ``gradual`` (same
+    unit) of the retrain stage; after i of n the share 1 − (1 − i/n)³ of what is to go is gone (the
+    cubic schedule of Zhu and Gupta 2017).
+
+    Raises ValueError for a negative or non-finite length, a ramp outside [0, 1], and several
+    prunings without a length to spread them over.
 
     >>> steps = Stages(dense=1, reweighted=2, retrain=1).resolve(steps_per_epoch=9, max_steps=36)
     >>> steps.dense_end, steps.reweighted_end, steps.milestones
@@ -37,9 +43,11 @@ class Stages:
     unit: Literal["epochs", "steps"] = "epochs"
     reweight_every: float | None = None
     ramp: float = 0.5
+    prunings: int = 1
+    gradual: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("dense", "reweighted", "retrain", "reweight_every"):
+        for name in ("dense", "reweighted", "retrain", "reweight_every", "gradual"):
             value = getattr(self, name)
             if value is None and name in ("retrain", "reweight_every"):
                 continue
@@ -50,6 +58,15 @@ class Stages:
                 raise ValueError(f"stages: {name} is {value}, expected a whole number of steps")
         if self.unit not in ("epochs", "steps"):
             raise ValueError(f"stages: unit is {self.unit!r}, expected 'epochs' or 'steps'")
+        if isinstance(self.prunings, bool) or not isinstance(self.prunings, int):
+            raise TypeError(f"stages: prunings is {self.prunings!r}, expected a whole number")
+        if self.prunings < 1:
+            raise ValueError(f"stages: prunings is {self.prunings}, expected at least 1")
+        if self.prunings > 1 and not self.gradual > 0:
+            raise ValueError(
+                f"stages: gradual is {self.gradual:g}, expected a length to spread "
+                f"{self.prunings} prunings over"
+            )
         if not 0.0 <= self.ramp <= 1.0:
             raise ValueError(f"stages: ramp is {self.ramp}, expected a fraction in [0, 1]")
 
@@ -75,6 +92,7 @@ class Stages:
                     f"(retrain=None takes what is left)"
                 )
         length = reweighted_end - dense_end
+        prunings = self._prunings(reweighted_end, scale, max_steps)
         if self.reweight_every is None:
             every = max(1, -(-length // 4))
         else:
@@ -85,6 +103,25 @@ class Stages:
             max_steps,
             tuple(range(dense_end, reweighted_end, every)),
             round(self.ramp * length),
+            prunings,
+        )
+
+    def _prunings(self, first: int, scale: float, max_steps: int) -> tuple[int, ...]:
+        if self.prunings == 1:
+            return (first,)
+        last = first + round(self.gradual * scale)
+        if last > max_steps:
+            raise ValueError(
+                f"stages: gradual ends at step {last}, but training at {max_steps}; expected it to "
+                f"fit into the retrain stage"
+            )
+        if last - first < self.prunings - 1:
+            raise ValueError(
+                f"stages: gradual is {last - first} steps, expected at least {self.prunings - 1} "
+                f"for {self.prunings} prunings"
+            )
+        return tuple(
+            first + round(i * (last - first) / (self.prunings - 1)) for i in range(self.prunings)
         )
 
 
@@ -97,6 +134,25 @@ class StageSteps:
     total: int
     milestones: tuple[int, ...]
     ramp_steps: int
+    prunings: tuple[int, ...]
+
+    @property
+    def pruned_at(self) -> int:
+        """The step after which all is gone that is to go."""
+        return self.prunings[-1]
+
+    def pruned_share(self, step: int) -> float | None:
+        """The share of what is to go that is pruned after ``step`` finished steps; None: no change.
+
+        >>> steps = Stages(1, 0, 3, unit="steps", prunings=2, gradual=1).resolve(
+        ...     steps_per_epoch=1, max_steps=4)
+        >>> [steps.pruned_share(i) for i in range(4)]
+        [None, 0.875, 1.0, None]
+        """
+        if step not in self.prunings:
+            return None
+        done = (self.prunings.index(step) + 1) / len(self.prunings)
+        return 1.0 if done == 1.0 else float(1.0 - (1.0 - done) ** 3)
 
     def stage(self, step: int) -> StageName:
         """The stage of the optimizer step that follows ``step`` finished ones."""
@@ -112,8 +168,12 @@ class StageSteps:
             return 1.0
         return min(1.0, (step - self.dense_end + 1) / self.ramp_steps)
 
-    def lr_factor(self, step: int, *, warmup: float = 0.0) -> float:
+    def lr_factor(
+        self, step: int, *, warmup: float = 0.0, rates: Sequence[float] = (1.0, 1.0, 1.0)
+    ) -> float:
         """A learning-rate factor that starts anew in each stage, for ``LambdaLR``.
+
+        ``rates`` are the highest factors of the dense, the reweighted and the retrain stage.
 
         It rises linearly over the first ``warmup`` (fraction) of a stage and falls linearly to 0
         at its end, so that every stage is a fine-tuning of its own, as in the paper.
@@ -128,6 +188,7 @@ class StageSteps:
         length = max(1, end - start)
         rising = round(warmup * length)
         done = step - start
+        rate = rates[("dense", "reweighted", "retrain").index(self.stage(min(step, end - 1)))]
         if done < rising:
-            return (done + 1) / (rising + 1)
-        return max(0.0, (length - done) / max(1, length - rising))
+            return rate * (done + 1) / (rising + 1)
+        return rate * max(0.0, (length - done) / max(1, length - rising))

@@ -9,7 +9,12 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from spatile.sparsity import Plan, Stages
-from spatile.torch.distillation import distillation_loss
+from spatile.torch.distillation import (
+    QueriesAndKeys,
+    attention_loss,
+    distillation_loss,
+    hidden_loss,
+)
 from spatile.torch.functional import attention, dropout, linear
 from spatile.torch.layers import Dropout, Linear, restore_layers, swap_layers
 from spatile.torch.pruner import Pruner
@@ -21,12 +26,15 @@ __all__ = [
     "Plan",
     "Pruner",
     "PruningCallback",
+    "QueriesAndKeys",
     "SparseLinear",
     "Stages",
     "attention",
+    "attention_loss",
     "densify",
     "distillation_loss",
     "dropout",
+    "hidden_loss",
     "last_checkpoint",
     "linear",
     "register",

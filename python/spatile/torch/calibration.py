@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
+import random
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
@@ -11,9 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from spatile import ops
 from spatile.torch.parameters import unwrap
 
-__all__ = ["LayerWalk"]
+__all__ = ["LayerWalk", "calibration_batches"]
 
 _LAYER = re.compile(r"((?:^|.*\.)(?:encoder\.layer|transformer\.layer|h))\.\d+\Z")
 
@@ -111,8 +114,8 @@ class LayerWalk:
                 nonlocal last
                 x = args[0]
                 if last is None or last[0] is not x:
-                    rows = _valid_rows(x, valid).float()
-                    last = x, (rows.t() @ rows).double().cpu()
+                    rows = _valid_rows(x, valid).float().t().contiguous()
+                    last = x, ops.linear(rows, rows).double()
                 gram = last[1]
                 grams[name] = grams[name].add_(gram) if name in grams else gram.clone()
 
@@ -149,6 +152,32 @@ class LayerWalk:
             args = (kwargs.pop("hidden_states"),)
         self._calls.append((args, kwargs))
         raise _FirstLayer
+
+
+def calibration_batches(
+    model: nn.Module, dataloader: Any, *, rows: int, seed: int, batch_size: int = 32
+) -> list[dict[str, torch.Tensor]]:
+    """``rows`` rows of a loader's data, drawn by ``seed``, as batches without their labels.
+
+    Draws nothing from any shared generator and leaves the loader as it is. Raises ValueError where
+    the data can't be indexed.
+    """
+    data = getattr(dataloader, "dataset", None)
+    if data is None or not hasattr(data, "__getitem__") or not hasattr(data, "__len__"):
+        raise ValueError(
+            "PruningCallback: the training data can't be indexed, expected calibration=batches "
+            "for saliency 'second-order'"
+        )
+    chosen = random.Random(seed).sample(range(len(data)), min(rows, len(data)))
+    known = inspect.signature(unwrap(model).forward).parameters
+    batches = []
+    for start in range(0, len(chosen), batch_size):
+        items = [data[i] for i in chosen[start : start + batch_size]]
+        batch = dataloader.collate_fn(items)
+        batches.append(
+            {k: v for k, v in batch.items() if k in known and k not in ("labels", "label")}
+        )
+    return batches
 
 
 def _valid_rows(x: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:

@@ -15,9 +15,11 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from spatile.sparsity import Plan, Stages, StageSteps
+from spatile.sparsity.saliency import Saliency
+from spatile.torch.calibration import calibration_batches
 from spatile.torch.checkpoint import SavedState, weights_checksum, write_state
 from spatile.torch.history import lasso_summary, norm_summary, pruned_fractions
-from spatile.torch.pruner import Method, Pruner, Scope
+from spatile.torch.pruner import Calibration, Method, Pruner, Scope
 from spatile.torch.resume import find_state
 from spatile.torch.sparse_linear import densify, sparsify
 
@@ -27,6 +29,8 @@ __all__ = ["PruningCallback"]
 _WORTHWHILE = 0.1
 # PyTorch's dense products under bfloat16 autocast take a third of the time.
 _WORTHWHILE_BF16 = 0.6
+
+_KINDS = ("beta", "masks", "pending", "scores")  # of a pruner's tensors
 
 
 class PruningCallback(TrainerCallback):  # type: ignore[misc]
@@ -39,8 +43,11 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
     ``strength`` is the penalty's full λ, reached by the ramp of ``stages``. ``"auto"`` takes the
     one that takes at most the fraction ``shrink`` off the groups at the edge of being pruned
     (:meth:`Pruner.strength_for`), from the norms and learning rates of the run. ``method``,
-    ``eps`` and ``scope`` are :class:`Pruner`'s. ``evaluate_when_pruned`` asks the Trainer for an
-    evaluation straight after the pruning, besides its own.
+    ``eps``, ``scope``, ``saliency`` and ``damping`` are :class:`Pruner`'s. ``calibration`` is for
+    saliency ``"second-order"``: batches, or how many rows to draw from the training data, which
+    then must be indexable. Where ``stages`` prune gradually, each pruning drops more by the same
+    saliency. ``evaluate_when_pruned`` asks the Trainer for an evaluation straight after the last
+    pruning, besides its own.
 
     ``sparse``: once pruned, linear layers compute their kept groups only (:func:`sparsify`), until
     training ends. ``"auto"`` does so on the CPU for float32 weights, in layers of which a tenth at
@@ -71,6 +78,9 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         method: Method = "proximal",
         eps: float = 1e-3,
         scope: Scope = "matrix",
+        saliency: Saliency = "magnitude",
+        calibration: int | Calibration = 512,
+        damping: float = 0.01,
         evaluate_when_pruned: bool = False,
         sparse: bool | Literal["auto"] = "auto",
     ) -> None:
@@ -87,6 +97,9 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         self.method = method
         self.eps = eps
         self.scope = scope
+        self.saliency = saliency
+        self.calibration = calibration
+        self.damping = damping
         self.evaluate_when_pruned = evaluate_when_pruned
         self.sparse = sparse
         self._pruner: Pruner | None = None
@@ -123,6 +136,8 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         and ``end``; ``reweights``: each milestone's step, and the mean of
         norm/(norm at the last milestone); ``reweighted``: what the
         stage changed (``acted`` is False where it did nothing); ``pruned``: fractions per matrix;
+        ``prunings``: each pruning's step, what
+        is pruned from then on, and the relative errors of a second-order one;
         ``sparse``: the layers that compute kept groups only from then on.
         """
         return self._history
@@ -143,6 +158,9 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
             method=self.method,
             eps=self.eps,
             scope=self.scope,
+            saliency=self.saliency,
+            calibration=self._calibration(args, kwargs.get("train_dataloader"), kwargs["model"]),
+            damping=self.damping,
             optimizer=kwargs["optimizer"],
         )
         self._steps = self.stages.resolve(
@@ -157,9 +175,13 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
             "plan": self.plan.to_dict(),
             "method": self.method,
             "scope": self.scope,
+            "saliency": self.saliency,
             "eps": self.eps,
             "strength": self._full_strength,
-            "stages": {**asdict(self._steps), "milestones": list(self._steps.milestones)},
+            "stages": {
+                name: list(value) if isinstance(value, tuple) else value
+                for name, value in asdict(self._steps).items()
+            },
             "norms": {"start": norm_summary(self._pruner)},
             "reweights": [],
         }
@@ -177,7 +199,8 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._set_strength(state.global_step)
-        if self.method == "gradient" and self.pruner.strength > 0.0:
+        penalized = self.method == "gradient" and self.pruner.strength > 0.0
+        if penalized or self.saliency in ("movement", "taylor"):
             _unscale(kwargs["optimizer"])
             self.pruner.before_step()
 
@@ -194,6 +217,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
     ) -> TrainerControl:
         if self._enter_stages(state.global_step, kwargs.get("lr_scheduler")):
             self._sparsify(args, kwargs["model"])
+        if state.global_step == self.stage_steps.pruned_at:
             # Only pruned models may compete from here on.
             state.best_metric = None
             state.best_model_checkpoint = None
@@ -214,9 +238,12 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
             "stage": self.stage_steps.stage(state.global_step),
             "weights_crc32": weights_checksum(pruner),
             "history": self._history,
-            **{key: tensors[key] for key in ("plan", "method", "eps", "scope", "strength")},
+            **{
+                key: tensors[key]
+                for key in ("plan", "method", "eps", "scope", "saliency", "strength")
+            },
         }
-        kinds = {key: tensors[key] for key in ("beta", "masks", "pending")}
+        kinds = {key: tensors[key] for key in _KINDS}
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         write_state(folder, SavedState(values, {**kinds, **self._before}))
 
@@ -224,13 +251,12 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         densify(kwargs["model"])
-        if not self.masks:
+        if state.global_step < self.stage_steps.pruned_at:
             warnings.warn(
-                f"training ended at step {state.global_step}, before the pruning at step "
-                f"{self.stage_steps.reweighted_end}: the model is not pruned",
+                f"training ended at step {state.global_step}, before the last pruning at step "
+                f"{self.stage_steps.pruned_at}: the model is not pruned as planned",
                 stacklevel=2,
             )
-            return
         norms = self.pruner.norms()
         for name, mask in self.masks.items():
             alive = int((norms[name][~mask] != 0).sum())
@@ -239,7 +265,8 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
                     f"PruningCallback: {alive} pruned groups of {name} are not zero at the end of "
                     f"training; were weights loaded from before the pruning?"
                 )
-        self._history["norms"]["end"] = norm_summary(self.pruner)
+        if self.masks:
+            self._history["norms"]["end"] = norm_summary(self.pruner)
 
     def _enter_stages(self, step: int, scheduler: Any) -> bool:
         """Do what is due after ``step`` finished steps. True where that was the pruning."""
@@ -253,9 +280,10 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
             total_lr = _total_learning_rate(pruner.optimizer, steps, scheduler)
             self._full_strength = pruner.strength_for(self.shrink, total_lr)
             self._history["strength"] = self._full_strength
-        if step != steps.reweighted_end:
+        share = steps.pruned_share(step)
+        if share is None:
             return False
-        self._prune()
+        self._prune(step, share)
         return True
 
     def _reweight(self, step: int) -> None:
@@ -267,12 +295,13 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         pruner.reweight()
         self._history["reweights"].append({"step": step, "mean_norm_ratio": ratio})
 
-    def _prune(self) -> None:
-        pruner = self.pruner
-        self._history["norms"]["before_prune"] = norm_summary(pruner)
-        norms = pruner.norms()
-        masks = pruner.prune()
-        if self._before:
+    def _prune(self, step: int, share: float) -> None:
+        pruner, first = self.pruner, step == self.stage_steps.prunings[0]
+        if first:
+            self._history["norms"]["before_prune"] = norm_summary(pruner)
+        norms = pruner.norms() if self._before and first else {}
+        masks = pruner.prune(fraction=share)
+        if norms:
             self._history["reweighted"] = lasso_summary(
                 pruner.matrices,
                 norms_before=self._before["before_norms"],
@@ -283,6 +312,23 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
             self._before = {}
         self._history["norms"]["after_prune"] = norm_summary(pruner)
         self._history["pruned"] = pruned_fractions(pruner)
+        self._history.setdefault("prunings", []).append(
+            {
+                "step": step,
+                "pruned": self._history["pruned"]["all"],
+                "relative_errors": pruner.relative_errors,
+            }
+        )
+
+    def _calibration(
+        self, args: TrainingArguments, dataloader: Any, model: torch.nn.Module
+    ) -> Calibration | None:
+        if self.saliency != "second-order":
+            return None
+        rows = self.calibration
+        if not isinstance(rows, int):
+            return rows
+        return lambda: calibration_batches(model, dataloader, rows=rows, seed=args.seed)
 
     def _sparsify(self, args: TrainingArguments, model: torch.nn.Module) -> None:
         layers: tuple[str, ...] = ()
@@ -304,7 +350,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
                 f"PruningCallback: saved strength is {before}, expected {self.strength} as given"
             )
         self.pruner.load_state_dict(
-            {**saved.values, **{k: saved.tensors[k] for k in ("beta", "masks", "pending")}}
+            {**saved.values, **{k: saved.tensors.get(k, {}) for k in _KINDS}}
         )
         self._before = {
             kind: named for kind, named in saved.tensors.items() if kind.startswith("before_")

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import re
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
-__all__ = ["distillation_loss"]
+from spatile.torch.parameters import unwrap
+
+__all__ = ["QueriesAndKeys", "attention_loss", "distillation_loss", "hidden_loss"]
+
+Tensors = Sequence[torch.Tensor]
 
 
 def distillation_loss(
-    student_logits: torch.Tensor,
-    teacher_logits: torch.Tensor,
-    *,
-    temperature: float = 2.0,
-    hidden: tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]] | None = None,
-    attention_mask: torch.Tensor | None = None,
+    student_logits: torch.Tensor, teacher_logits: torch.Tensor, *, temperature: float = 2.0
 ) -> torch.Tensor:
     """How far the student's outputs are from the teacher's, a scalar tensor (float32).
 
     Logits (…, classes): T²·KL(teacher‖student) of the softened distributions, averaged over
     examples (Hinton et al. 2015; T² keeps gradients of the size they have at T = 1). With one
-    class, that is regression: the mean squared difference. ``hidden`` = (student's, teacher's)
-    hidden states, equally many of shape (batch, sequence, width), adds their mean squared
-    differences, averaged over layers and over the valid tokens of ``attention_mask`` (batch,
-    sequence). No gradient flows into the teacher.
+    class, that is regression: the mean squared difference. No gradient flows into the teacher.
 
     Raises ValueError for shapes that differ and a temperature that is not positive.
 
@@ -33,51 +34,167 @@ def distillation_loss(
     >>> float(distillation_loss(logits, logits))
     0.0
     """
-    if student_logits.shape != teacher_logits.shape:
-        raise ValueError(
-            f"distillation_loss: teacher_logits.shape is {tuple(teacher_logits.shape)}, "
-            f"expected {tuple(student_logits.shape)}"
-        )
+    _check_shape("distillation_loss", "teacher_logits", teacher_logits, student_logits)
     if not temperature > 0:
         raise ValueError(
             f"distillation_loss: temperature is {temperature}, expected a positive number"
         )
     student, teacher = student_logits.float(), teacher_logits.detach().float()
     if student.shape[-1] == 1:
-        loss = F.mse_loss(student, teacher)
-    else:
-        student, teacher = student.flatten(0, -2), teacher.flatten(0, -2)
-        divergence = F.kl_div(
-            F.log_softmax(student / temperature, dim=-1),
-            F.log_softmax(teacher / temperature, dim=-1),
-            reduction="batchmean",
-            log_target=True,
-        )
-        loss = divergence * temperature**2
-    return loss if hidden is None else loss + _hidden_loss(*hidden, attention_mask)
+        return F.mse_loss(student, teacher)
+    student, teacher = student.flatten(0, -2), teacher.flatten(0, -2)
+    divergence = F.kl_div(
+        F.log_softmax(student / temperature, dim=-1),
+        F.log_softmax(teacher / temperature, dim=-1),
+        reduction="batchmean",
+        log_target=True,
+    )
+    return divergence * temperature**2
 
 
-def _hidden_loss(
-    student: Sequence[torch.Tensor],
-    teacher: Sequence[torch.Tensor],
-    attention_mask: torch.Tensor | None,
+def hidden_loss(
+    student: Tensors, teacher: Tensors, *, attention_mask: torch.Tensor | None = None
 ) -> torch.Tensor:
-    if len(student) != len(teacher) or not student:
-        raise ValueError(
-            f"distillation_loss: hidden has {len(student)} and {len(teacher)} layers, "
-            f"expected equally many, at least one"
-        )
+    """How far hidden states are from the teacher's, relative to those, a scalar (float32).
+
+    ``student`` and ``teacher`` are equally many of shape (batch, sequence, width). Of each layer
+    Σ‖s − t‖² / Σ‖t‖² over the valid tokens of ``attention_mask`` (batch, sequence); the mean over
+    layers. No gradient flows into the teacher.
+
+    Raises ValueError for numbers of layers or shapes that differ.
+
+    >>> one = torch.ones(1, 2, 4)
+    >>> float(hidden_loss([1.5 * one], [one]))
+    0.25
+    """
+    _check_layers("hidden_loss", student, teacher)
     losses = []
     for mine, target in zip(student, teacher, strict=True):
-        if mine.shape != target.shape:
-            raise ValueError(
-                f"distillation_loss: teacher's hidden.shape is {tuple(target.shape)}, "
-                f"expected {tuple(mine.shape)}"
-            )
-        per_token = (mine.float() - target.detach().float()).square().mean(dim=-1)
-        if attention_mask is None:
-            losses.append(per_token.mean())
-        else:
-            valid = attention_mask.to(per_token.dtype)
-            losses.append((per_token * valid).sum() / valid.sum().clamp_min(1.0))
+        _check_shape("hidden_loss", "teacher's hidden state", target, mine)
+        wanted = target.detach().float()
+        error = (mine.float() - wanted).square().sum(dim=-1)
+        power = wanted.square().sum(dim=-1)
+        if attention_mask is not None:
+            valid = attention_mask.to(error.dtype)
+            error, power = error * valid, power * valid
+        losses.append(error.sum() / power.sum().clamp_min(torch.finfo(torch.float32).tiny))
     return torch.stack(losses).mean()
+
+
+def attention_loss(
+    student: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    teacher: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    *,
+    head_dim: int,
+    attention_mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """How far attention's probabilities are from the teacher's, a scalar tensor (float32).
+
+    Both hold a layer's queries and keys, each (batch, sequence, heads · ``head_dim``), as
+    :class:`QueriesAndKeys` keeps them. KL(teacher‖student) of softmax(Q·Kᵀ/√head_dim), averaged
+    over heads and the valid queries of ``attention_mask`` (batch, sequence); the mean over layers.
+    It makes matrices of sequence². No gradient flows into the teacher.
+
+    Raises ValueError for numbers of layers, heads or tokens that differ: a teacher with other heads
+    has no probabilities to compare with.
+    """
+    _check_layers("attention_loss", student, teacher)
+    losses = []
+    for mine, target in zip(student, teacher, strict=True):
+        _check_shape("attention_loss", "teacher's queries", target[0], mine[0])
+        q, k = target
+        wanted = _log_probabilities(q.detach(), k.detach(), head_dim, attention_mask)
+        found = _log_probabilities(*mine, head_dim, attention_mask)
+        # A masked key has probability 0 in both: 0 · (−inf) counts nothing.
+        gap = (wanted - found).masked_fill(wanted.isinf(), 0.0)
+        terms = wanted.exp() * gap
+        per_query = terms.sum(dim=-1).mean(dim=1)
+        if attention_mask is None:
+            losses.append(per_query.mean())
+        else:
+            valid = attention_mask.to(per_query.dtype)
+            losses.append((per_query * valid).sum() / valid.sum().clamp_min(1.0))
+    return torch.stack(losses).mean()
+
+
+_QUERY = re.compile(r".*\.(attention\.self\.query|attention\.q_lin)\Z")
+_KEY_OF = {"query": "key", "q_lin": "k_lin"}
+
+
+class QueriesAndKeys:
+    """While open, keeps what each layer's query and key projections give::
+
+        with QueriesAndKeys(model) as kept:
+            model(**batch)
+            kept.layers     # [(queries, keys), …], in the model's order
+
+    For BERT, RoBERTa and DistilBERT; raises ValueError for a model without such projections.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        modules = dict(unwrap(model).named_modules())
+        self._modules = []
+        for name, module in modules.items():
+            if _QUERY.match(name):
+                stem, _, last = name.rpartition(".")
+                self._modules.append((module, modules[f"{stem}.{_KEY_OF[last]}"]))
+        if not self._modules:
+            raise ValueError(
+                f"QueriesAndKeys: {type(unwrap(model)).__name__} has no query projections, "
+                f"expected BERT, RoBERTa or DistilBERT"
+            )
+        self._kept: dict[tuple[int, int], torch.Tensor] = {}
+        self._hooks: list[Any] = []
+
+    def __enter__(self) -> QueriesAndKeys:
+        self._kept.clear()
+        for layer, pair in enumerate(self._modules):
+            for which, module in enumerate(pair):
+                self._hooks.append(module.register_forward_hook(self._keeper(layer, which)))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        while self._hooks:
+            self._hooks.pop().remove()
+
+    @property
+    def layers(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """(queries, keys) of each layer in the last run."""
+        return [(self._kept[i, 0], self._kept[i, 1]) for i in range(len(self._modules))]
+
+    def _keeper(self, layer: int, which: int) -> Callable[..., None]:
+        def keep(module: nn.Module, args: Any, out: torch.Tensor) -> None:
+            self._kept[layer, which] = out
+
+        return keep
+
+
+def _log_probabilities(
+    queries: torch.Tensor, keys: torch.Tensor, head_dim: int, mask: torch.Tensor | None
+) -> torch.Tensor:
+    """(batch, heads, queries, keys), −inf where a key is masked."""
+    q, k = (t.float().unflatten(-1, (-1, head_dim)).transpose(1, 2) for t in (queries, keys))
+    scores = q @ k.transpose(-1, -2) / math.sqrt(head_dim)
+    if mask is not None:
+        scores = scores.masked_fill(~mask.bool()[:, None, None, :], -torch.inf)
+    return scores.log_softmax(dim=-1)
+
+
+def _check_layers(op: str, student: Sequence[Any], teacher: Sequence[Any]) -> None:
+    if len(student) != len(teacher) or not student:
+        raise ValueError(
+            f"{op}: student and teacher have {len(student)} and {len(teacher)} layers, "
+            f"expected equally many, at least one"
+        )
+
+
+def _check_shape(op: str, name: str, found: torch.Tensor, expected: torch.Tensor) -> None:
+    if found.shape != expected.shape:
+        raise ValueError(
+            f"{op}: {name}.shape is {tuple(found.shape)}, expected {tuple(expected.shape)}"
+        )

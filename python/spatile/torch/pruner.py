@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -17,13 +17,18 @@ from spatile import ops
 from spatile.patterns import Pattern
 from spatile.sparsity import Plan, PlannedMatrix
 from spatile.sparsity.plan import check_sparsity
+from spatile.sparsity.saliency import SALIENCIES, Saliency
 from spatile.torch.distributed import broadcast_from_first
 from spatile.torch.parameters import planned_matrices, weight_view
+from spatile.torch.saliency import GradientScores, masks_by_score
+from spatile.torch.second_order import compensate, find_removals, removal_masks
 
 __all__ = ["Method", "Pruner", "Scope"]
 
 Method = Literal["proximal", "gradient"]
 Scope = Literal["matrix", "global", "row-balanced"]
+Batches = Iterable[Mapping[str, torch.Tensor]]
+Calibration = Sequence[Mapping[str, torch.Tensor]] | Callable[[], Batches]
 
 # In these dtypes w·(1 − c) rounds back to w for a small c, so that a small step would never act.
 # Shrinkage is summed per group until it is this fraction of the norm: two bits above the rounding.
@@ -55,6 +60,14 @@ class Pruner:
     on pruned weights are exactly zero after every ``after_step()``, whatever momentum and weight
     decay did to them. ``prune()`` sets ``strength`` to 0; it may be called again to prune more.
 
+    ``saliency`` says which groups :meth:`prune` drops: those of lowest norm (``"magnitude"``); by
+    gradients that :meth:`before_step` sees, those that training moves towards zero
+    (``"movement"``) or whose absence the loss would feel least (``"taylor"``), both summed over the
+    steps since the last pruning; or by ``"second-order"``, those that the layers' outputs miss
+    least on ``calibration``, after which the kept weights make up for them
+    (:func:`spatile.second_order_prune`; ``damping`` is its). ``calibration`` holds batches as the
+    model takes them, without labels, or is a function that gives them; a few hundred texts will do.
+
     Mixed precision: under autocast parameters and gradients are float32 and nothing changes. With
     a GradScaler, unscale first (``scaler.unscale_(optimizer)``, then clipping, then
     ``before_step()``), and call ``after_step()`` only where the scaler did take the step, that is
@@ -83,6 +96,9 @@ class Pruner:
         method: Method = "proximal",
         eps: float = 1e-3,
         scope: Scope = "matrix",
+        saliency: Saliency = "magnitude",
+        calibration: Calibration | None = None,
+        damping: float = 0.01,
         optimizer: torch.optim.Optimizer | None = None,
     ) -> None:
         if method not in ("proximal", "gradient"):
@@ -93,12 +109,38 @@ class Pruner:
         self.method: Method = method
         self.eps = float(eps)
         self.scope: Scope = _checked_scope(scope)
+        self.saliency: Saliency = saliency
+        self._check_saliency(calibration, damping)
+        self.calibration = calibration
+        self.damping = float(damping)
         self.optimizer = optimizer
         self.strength = strength
+        self._model = model
         self._matrices, self._parameters = planned_matrices(model, plan)
         self._beta: dict[str, torch.Tensor] = {}
         self._masks: dict[str, torch.Tensor] = {}
         self._pending: dict[str, torch.Tensor] = {}
+        self._scores: GradientScores | None = None
+        if saliency in ("movement", "taylor"):
+            self._scores = GradientScores(saliency)
+        self._errors: dict[str, float] = {}
+
+    def _check_saliency(self, calibration: Calibration | None, damping: float) -> None:
+        if self.saliency not in SALIENCIES:
+            listed = ", ".join(repr(s) for s in SALIENCIES)
+            raise ValueError(f"Pruner: saliency is {self.saliency!r}, expected one of {listed}")
+        if self.saliency == "second-order":
+            if calibration is None:
+                raise ValueError(
+                    "Pruner: calibration is None, expected batches for saliency 'second-order'"
+                )
+            if self.scope == "row-balanced":
+                raise ValueError(
+                    "Pruner: scope is 'row-balanced', expected 'matrix' or 'global' with saliency "
+                    "'second-order'"
+                )
+        if not (math.isfinite(damping) and damping > 0):
+            raise ValueError(f"Pruner: damping is {damping}, expected a positive number")
 
     @property
     def strength(self) -> float:
@@ -120,6 +162,11 @@ class Pruner:
     def masks(self) -> dict[str, torch.Tensor]:
         """Matrix name → bool mask of its groups (True = keep); empty before :meth:`prune`."""
         return dict(self._masks)
+
+    @property
+    def relative_errors(self) -> dict[str, float]:
+        """Matrix name → ‖X·ΔWᵀ‖²/‖X·Wᵀ‖² of the last second-order pruning; else empty."""
+        return dict(self._errors)
 
     @property
     def beta(self) -> dict[str, torch.Tensor]:
@@ -156,7 +203,13 @@ class Pruner:
         """Gradient method: add the penalty's gradient. Call it after clipping and unscaling.
 
         β is computed first where :meth:`reweight` was never called. Frozen parameters are left out.
+        Saliency by gradients looks at them here, before the penalty is added.
         """
+        if self._scores is not None:
+            for m in self._matrices:
+                grad = self._parameters[m.parameter].grad
+                if grad is not None:
+                    self._scores.add(m, self.weight(m), weight_view(grad, m))
         if self.method != "gradient" or self._strength == 0.0:
             return
         self._ensure_beta()
@@ -198,17 +251,22 @@ class Pruner:
                 ops.apply_mask_(self.weight(m), mask, pattern=m.pattern)
 
     def prune(
-        self, sparsity: float | None = None, *, scope: Scope | None = None
+        self,
+        sparsity: float | None = None,
+        *,
+        fraction: float = 1.0,
+        scope: Scope | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Drop the groups of lowest norm, now and for good; returns the masks.
+        """Drop the groups that ``saliency`` ranks lowest, now and for good; returns the masks.
 
-        ``sparsity`` replaces the plan's for every matrix; ``scope`` the one given at construction.
+        ``sparsity`` replaces the plan's for every matrix; ``fraction`` in (0, 1] of either is
+        pruned, for pruning by and by; ``scope`` replaces the one given at construction.
         ``"global"`` ranks together all matrices that share a pattern and a sparsity.
         ``"row-balanced"`` means every row of groups loses the same share; a pattern with one group
         per row has no such rows, and is ranked per matrix. Raises ValueError for weights that are
-        NaN or infinite.
+        NaN or infinite, and for saliency by gradients without any.
         """
-        masks = self.choose_masks(sparsity, scope=scope)
+        masks = self.choose_masks(sparsity, fraction=fraction, scope=scope)
         different = broadcast_from_first(list(masks.values()))
         if different:
             named = ", ".join(list(masks)[i] for i in different)
@@ -217,33 +275,83 @@ class Pruner:
                 f"it now uses: are the processes' weights the same?",
                 stacklevel=2,
             )
+        if self.saliency == "second-order":
+            self._errors = compensate(
+                self._model,
+                self._matrices,
+                self._parameters,
+                masks,
+                self._calibration_batches(),
+                damping=self.damping,
+            )
+            broadcast_from_first([self.weight(m) for m in self._matrices])
         self._masks = masks
         self._pending.clear()
+        if self._scores is not None:
+            self._scores.clear()
         self.strength = 0.0
         self.apply_masks()
         return self.masks
 
     def choose_masks(
-        self, sparsity: float | None = None, *, scope: Scope | None = None
+        self,
+        sparsity: float | None = None,
+        *,
+        fraction: float = 1.0,
+        scope: Scope | None = None,
     ) -> dict[str, torch.Tensor]:
         """The masks that :meth:`prune` would set now; changes nothing."""
         chosen = self.scope if scope is None else _checked_scope(scope)
         override = None if sparsity is None else check_sparsity(sparsity)
-        masks: dict[str, torch.Tensor] = {}
-        for pool in self._pools(chosen):
-            target = pool[0].sparsity if override is None else override
-            per_row = chosen == "row-balanced" and pool[0].mask_shape[1] > 1
-            try:
-                found = ops.prune_mask(
-                    [self.weight(m) for m in pool],
-                    pattern=[m.pattern for m in pool],
-                    sparsity=target,
-                    scope="row-balanced" if per_row else "global",
-                )
-            except ValueError as error:
-                raise ValueError(f"{', '.join(m.name for m in pool)}: {error}") from None
-            masks.update(zip((m.name for m in pool), found, strict=True))
+        if not 0.0 < fraction <= 1.0:
+            raise ValueError(f"Pruner: fraction is {fraction}, expected a fraction in (0, 1]")
+        pools = self._pools(chosen)
+        wanted = [(p[0].sparsity if override is None else override) * fraction for p in pools]
+        if self.saliency == "second-order":
+            if chosen == "row-balanced":
+                raise ValueError("Pruner: scope is 'row-balanced', expected 'matrix' or 'global'")
+            removals = find_removals(
+                self._model,
+                self._matrices,
+                self._parameters,
+                self._calibration_batches(),
+                damping=self.damping,
+            )
+            masks = removal_masks(pools, removals, wanted, scope=chosen)
+        else:
+            masks = {}
+            for pool, target in zip(pools, wanted, strict=True):
+                found = self._masks_of_pool(pool, target, row_balanced=chosen == "row-balanced")
+                masks.update(zip((m.name for m in pool), found, strict=True))
         return {m.name: masks[m.name] for m in self._matrices}
+
+    def _masks_of_pool(
+        self, pool: Sequence[PlannedMatrix], sparsity: float, *, row_balanced: bool
+    ) -> list[torch.Tensor]:
+        per_row = row_balanced and pool[0].mask_shape[1] > 1
+        if self._scores is not None:
+            return masks_by_score(
+                pool,
+                self._scores.of(pool),
+                self._masks,
+                sparsity=sparsity,
+                row_balanced=per_row,
+            )
+        try:
+            found: list[torch.Tensor] = ops.prune_mask(
+                [self.weight(m) for m in pool],
+                pattern=[m.pattern for m in pool],
+                sparsity=sparsity,
+                scope="row-balanced" if per_row else "global",
+            )
+        except ValueError as error:
+            raise ValueError(f"{', '.join(m.name for m in pool)}: {error}") from None
+        return found
+
+    def _calibration_batches(self) -> Batches:
+        given = self.calibration
+        assert given is not None
+        return given() if callable(given) else given
 
     def strength_for(self, shrink: float, total_lr: float) -> float:
         """The λ that takes at most the fraction ``shrink`` off a group at the pruning's edge.
@@ -278,9 +386,11 @@ class Pruner:
             "method": self.method,
             "eps": self.eps,
             "scope": self.scope,
+            "saliency": self.saliency,
             "beta": self.beta,
             "masks": self.masks,
             "pending": dict(self._pending),
+            "scores": {} if self._scores is None else dict(self._scores.scores),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -293,13 +403,16 @@ class Pruner:
             ("method", self.method),
             ("eps", self.eps),
             ("scope", self.scope),
+            ("saliency", self.saliency),
         ):
-            if state.get(key) != mine:
+            if state.get(key, "magnitude" if key == "saliency" else None) != mine:
                 raise ValueError(f"Pruner: saved {key} is {state.get(key)}, expected {mine}")
         self.strength = state["strength"]
         self._beta = self._checked_tensors("beta", state["beta"])
         self._masks = self._checked_tensors("masks", state["masks"])
         self._pending = self._checked_tensors("pending", state["pending"])
+        if self._scores is not None:
+            self._scores.scores = self._checked_tensors("scores", state.get("scores", {}))
         self.apply_masks()
 
     def _checked_tensors(

@@ -78,3 +78,10 @@ def _check_stages(folder: Path, saved: SavedState, steps: StageSteps) -> None:
                 f"{folder}: stages.{name} is {before[name]} steps, expected "
                 f"{getattr(steps, name)} as in the resumed run"
             )
+    # Runs of before there was gradual pruning pruned once.
+    prunings = tuple(before.get("prunings", (before["reweighted_end"],)))
+    if prunings != steps.prunings:
+        raise ValueError(
+            f"{folder}: stages.prunings are at steps {prunings}, expected {steps.prunings} as in "
+            f"the resumed run"
+        )

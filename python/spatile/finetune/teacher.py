@@ -1,0 +1,87 @@
+"""The teacher of a run: its own dense stage, whose outputs the pruned model learns to give."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spatile.finetune.batches import Encoded
+from spatile.finetune.checkpoints import load_classifier
+from spatile.finetune.scoring import predict_logits
+from spatile.finetune.settings import Settings
+from spatile.torch import (
+    QueriesAndKeys,
+    attention_loss,
+    distillation_loss,
+    hidden_loss,
+    swap_layers,
+)
+
+__all__ = ["Teacher"]
+
+
+class Teacher:
+    """Loaded when first asked. ``folder`` is its checkpoint, ``data`` what the student trains on.
+
+    Its logits are made once for all epochs, for it has no dropout. Where hidden states or attention
+    are taught, it runs beside the student instead.
+    """
+
+    def __init__(self, folder: Path, settings: Settings, data: Encoded, *, linear: bool) -> None:
+        self._folder, self._settings, self._data, self._linear = folder, settings, data, linear
+        self._model: Any = None
+        self._logits: torch.Tensor | None = None
+
+    def run(self, student: Any, inputs: dict[str, torch.Tensor]) -> tuple[Any, torch.Tensor]:
+        """The student's outputs on a batch, and what is to be added to its loss.
+
+        ``inputs`` are the model's, and ``index``, the rows' places in the data.
+        """
+        index = inputs.pop("index")
+        s = self._settings
+        if s.distill_hidden == 0 and s.distill_attention == 0:
+            outputs = student(**inputs)
+            target = self._all_logits()[index]
+            return outputs, s.distill * distillation_loss(outputs.logits, target)
+        with torch.no_grad():
+            target, hidden, pairs = _outputs(self._teacher(), inputs)
+        found, mine, my_pairs = _outputs(student, inputs)
+        loss = s.distill * distillation_loss(found.logits, target.logits)
+        mask = inputs.get("attention_mask")
+        if s.distill_hidden > 0:
+            loss = loss + s.distill_hidden * hidden_loss(mine, hidden, attention_mask=mask)
+        if s.distill_attention > 0:
+            config = self._teacher().config
+            head_dim = config.hidden_size // config.num_attention_heads
+            loss = loss + s.distill_attention * attention_loss(
+                my_pairs, pairs, head_dim=head_dim, attention_mask=mask
+            )
+        return found, loss
+
+    def _teacher(self) -> Any:
+        if self._model is None:
+            # Making a model may draw random numbers, at a moment that depends on where a run
+            # resumed.
+            with torch.random.fork_rng(devices=[]):
+                self._model = load_classifier(self._folder, attention=self._settings.attention)
+            swap_layers(self._model, linear=self._linear)
+            self._model.eval()
+        return self._model
+
+    def _all_logits(self) -> torch.Tensor:
+        if self._logits is None:
+            found = predict_logits(self._teacher(), self._data, self._settings.eval_batch_size)
+            self._logits = torch.from_numpy(found)
+            self._model = None
+        return self._logits
+
+
+def _outputs(
+    model: Any, inputs: dict[str, torch.Tensor]
+) -> tuple[Any, list[torch.Tensor], list[tuple[torch.Tensor, torch.Tensor]]]:
+    """A model's outputs, the hidden states that its layers give, its queries and keys."""
+    with QueriesAndKeys(model) as kept:
+        outputs = model(**inputs, output_hidden_states=True)
+    return outputs, list(outputs.hidden_states[1:]), kept.layers

@@ -1,0 +1,122 @@
+"""Second-order pruning of a whole model: layer by layer, on the inputs that texts give.
+
+Source: the optimal-brain-surgeon family (Hassibi and Stork 1993) applied to a transformer's layers
+one after another, as SparseGPT (Frantar and Alistarh 2023) and ZipLM (Kurtic et al. 2023) do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import nn
+
+from spatile import ops
+from spatile.ops import Removals
+from spatile.sparsity import PlannedMatrix
+from spatile.torch.calibration import LayerWalk
+from spatile.torch.parameters import weight_view
+
+__all__ = ["compensate", "find_removals", "removal_masks"]
+
+Batches = Iterable[Mapping[str, torch.Tensor]]
+Parameters = Mapping[str, nn.Parameter]
+
+
+def find_removals(
+    model: nn.Module,
+    matrices: Sequence[PlannedMatrix],
+    parameters: Parameters,
+    batches: Batches,
+    *,
+    damping: float = 0.01,
+) -> dict[str, Removals]:
+    """What each group's removal would cost, by matrix name; changes nothing.
+
+    ``batches`` are what :class:`LayerWalk` takes. Raises ValueError for a matrix that is in no
+    layer of the encoder, and as :func:`spatile.second_order_removals` does.
+    """
+    found: dict[str, Removals] = {}
+    with LayerWalk(model, batches) as walk:
+        for here in _by_layer(matrices, walk.layers):
+            grams = walk.grams(_modules(here))
+            for m in here:
+                found[m.name] = ops.second_order_removals(
+                    weight_view(parameters[m.parameter], m),
+                    grams[_module(m)],
+                    pattern=m.pattern,
+                    damping=damping,
+                )
+            walk.advance()
+    return {m.name: found[m.name] for m in matrices}
+
+
+def removal_masks(
+    pools: Sequence[Sequence[PlannedMatrix]],
+    removals: Mapping[str, Removals],
+    sparsities: Sequence[float],
+    *,
+    scope: Literal["matrix", "global"],
+) -> dict[str, torch.Tensor]:
+    """The masks at one sparsity for each pool of matrices (see second_order_mask), by name."""
+    masks: dict[str, torch.Tensor] = {}
+    for pool, sparsity in zip(pools, sparsities, strict=True):
+        found = ops.second_order_mask(
+            [removals[m.name] for m in pool], sparsity=sparsity, scope=scope
+        )
+        masks.update(zip((m.name for m in pool), found, strict=True))
+    return masks
+
+
+def compensate(
+    model: nn.Module,
+    matrices: Sequence[PlannedMatrix],
+    parameters: Parameters,
+    masks: Mapping[str, torch.Tensor],
+    batches: Batches,
+    *,
+    damping: float = 0.01,
+) -> dict[str, float]:
+    """Set pruned weights to zero and have the kept ones make up for them, layer by layer.
+
+    Each layer does so on the inputs that the changed layers before it give. Returns each matrix's
+    error relative to its output on those inputs, ‖X·ΔWᵀ‖²/‖X·Wᵀ‖².
+    """
+    errors: dict[str, float] = {}
+    with LayerWalk(model, batches) as walk:
+        for here in _by_layer(matrices, walk.layers):
+            grams = walk.grams(_modules(here))
+            for m in here:
+                weight, gram = weight_view(parameters[m.parameter], m), grams[_module(m)]
+                pruned = ops.second_order_apply(
+                    weight, gram, masks[m.name], pattern=m.pattern, damping=damping
+                )
+                before = weight.double()
+                power = float(((before @ gram) * before).sum())
+                errors[m.name] = float(pruned.cost) / power if power > 0 else 0.0
+                weight.copy_(pruned.w)
+            walk.advance()
+    return {m.name: errors[m.name] for m in matrices}
+
+
+def _module(matrix: PlannedMatrix) -> str:
+    return matrix.parameter.rpartition(".")[0]
+
+
+def _modules(matrices: Sequence[PlannedMatrix]) -> list[str]:
+    return list(dict.fromkeys(_module(m) for m in matrices))
+
+
+def _by_layer(
+    matrices: Sequence[PlannedMatrix], layers: Sequence[str]
+) -> list[list[PlannedMatrix]]:
+    parts = [[m for m in matrices if m.parameter.startswith(f"{layer}.")] for layer in layers]
+    inside = {m.name for part in parts for m in part}
+    for m in matrices:
+        if m.name not in inside:
+            raise ValueError(
+                f"second-order pruning: {m.name} is in no layer of the encoder, expected one in "
+                f"{layers[0]} to {layers[-1]}; magnitude works for it"
+            )
+    return parts
