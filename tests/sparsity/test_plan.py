@@ -226,9 +226,9 @@ def test_a_newer_plan_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "tomorrow.json"
     Plan.uniform("tile", 0.5).save(path)
     data = json.loads(path.read_text())
-    data["version"] = 2
+    data["version"] = 3
     path.write_text(json.dumps(data))
-    with pytest.raises(ValueError, match=r"tomorrow\.json: version is 2, expected at most 1"):
+    with pytest.raises(ValueError, match=r"tomorrow\.json: version is 3, expected at most 2"):
         Plan.load(path)
 
 

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from spatile.sparsity import Structure
 from spatile.sparsity.layouts import LayerNames, layer_names
+from spatile.sparsity.structure import CONFIG_KEY
 
 __all__ = ["Architecture", "read_architecture"]
 
@@ -21,7 +23,11 @@ ACTIVATIONS = {
 
 @dataclass(frozen=True)
 class Architecture:
-    """Sizes of a post-LayerNorm encoder and where its weights are."""
+    """Sizes of a post-LayerNorm encoder and where its weights are.
+
+    ``n_heads`` and ``inner`` are those of the dense model; ``structure`` says what is left of them
+    in each of the ``n_layers`` layers.
+    """
 
     family: str
     width: int
@@ -36,6 +42,12 @@ class Architecture:
     activation: str
     embeddings: tuple[str, str, str | None, str]
     head: tuple[str, str, str]
+    structure: Structure
+
+    @property
+    def head_width(self) -> int:
+        """Features of one attention head."""
+        return self.width // self.n_heads
 
     @property
     def max_tokens(self) -> int:
@@ -93,6 +105,24 @@ def _sizes(config: Mapping[str, Any], source: str) -> dict[str, int]:
     return sizes
 
 
+def _structure(config: Mapping[str, Any], sizes: Mapping[str, int], source: str) -> Structure:
+    left = Structure.of_config(config, source=source)
+    if left is None:
+        return Structure.whole(
+            sizes["n_layers"], n_heads=sizes["n_heads"], n_neurons=sizes["inner"]
+        )
+    for name, found, expected in (
+        ("layers", len(left.layers), sizes["n_layers"]),
+        ("n_heads", left.n_heads, sizes["n_heads"]),
+        ("n_neurons", left.n_neurons, sizes["inner"]),
+    ):
+        if found != expected:
+            raise ValueError(
+                f"{source}: {name} of {CONFIG_KEY} is {found}, expected {expected} as the model's"
+            )
+    return left
+
+
 def _integer(config: Mapping[str, Any], key: str, default: int, least: int, source: str) -> int:
     value = config.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -131,11 +161,12 @@ def read_architecture(config: Mapping[str, Any], *, source: str = "config.json")
             f"{source}: the activation is {name!r}, expected one of {', '.join(ACTIVATIONS)}"
         )
     distilled = family == "distilbert"
+    sizes = _sizes(config, source)
     offset = _integer(config, "pad_token_id", 1, 0, source) + 1 if family == "roberta" else 0
     types = None if distilled else "embeddings.token_type_embeddings"
     return Architecture(
         family=family,
-        **_sizes(config, source),
+        **sizes,
         position_offset=offset,
         types=0 if distilled else _integer(config, "type_vocab_size", 2, 1, source),
         norm_eps=1e-12 if distilled else _norm_eps(config, source),
@@ -147,4 +178,5 @@ def read_architecture(config: Mapping[str, Any], *, source: str = "config.json")
             "embeddings.LayerNorm",
         ),
         head=_HEADS[family],
+        structure=_structure(config, sizes, source),
     )

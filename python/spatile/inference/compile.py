@@ -77,6 +77,7 @@ class CompiledLayer:
     heads: int
     score_width: int
     value_width: int
+    neurons: int
     merged: bool
 
 
@@ -228,21 +229,22 @@ class _Attention:
 
 
 def _attention(weights: EncoderWeights, a: Architecture, i: int, merge: bool) -> _Attention:
-    names, square = a.layer(i), (a.width, a.width)
-    q, k, v, o = (
-        _matrix(weights, n, square) for n in (names.query, names.key, names.value, names.output)
+    names, heads, head_dim = a.layer(i), len(a.structure.layers[i].heads), a.head_width
+    q, k, v = (
+        _matrix(weights, n, (heads * head_dim, a.width))
+        for n in (names.query, names.key, names.value)
     )
-    head_dim = a.width // a.n_heads
+    o = _matrix(weights, names.output, (a.width, heads * head_dim))
     if merge:
-        v, kept, bias = _merge(v, o, a.n_heads)
-        v_width = np.full(a.n_heads, len(kept), np.int32)
+        v, kept, bias = _merge(v, o, heads)
+        v_width = np.full(heads, len(kept), np.int32)
         if len(kept) == 0:
             v_width = v_width[:0]
         merged_row: Array | None = kept.astype(np.int32)
         projected, merged_bias = None, bias
     else:
         v, o, stay = _prune_values(v, o)
-        v_width = np.bincount(stay // head_dim, minlength=a.n_heads).astype(np.int32)
+        v_width = np.bincount(stay // head_dim, minlength=heads).astype(np.int32)
         merged_row, projected, merged_bias = None, o, None
     live = np.nonzero(v_width)[0]
     rows = (live[:, None] * head_dim + np.arange(head_dim)).ravel()
@@ -256,13 +258,13 @@ def _compile_layer(
 ) -> tuple[tuple[Any, ...], CompiledLayer]:
     names = a.layer(i)
     part = _attention(weights, a, i, merge)
-    heads, head_dim = len(part.v_width), a.width // a.n_heads
+    heads, head_dim, neurons = len(part.v_width), a.head_width, len(a.structure.layers[i].neurons)
     q, k, v = _pad_rows(part.q), _pad_rows(part.k), part.v
     qkv = _Product(i, "qkv", [q, k, v], compute)
     o = None if part.o is None else _Product(i, "output", [part.o], compute)
     up_matrix, down_matrix = _prune_neurons(
-        _matrix(weights, names.ffn[0], (a.inner, a.width)),
-        _matrix(weights, names.ffn[1], (a.width, a.inner)),
+        _matrix(weights, names.ffn[0], (neurons, a.width)),
+        _matrix(weights, names.ffn[1], (a.width, neurons)),
         a.activation,
     )
     up = _Product(i, "up", [up_matrix], compute)
@@ -281,7 +283,12 @@ def _compile_layer(
     )  # fmt: skip
     products = [p.cost for p in (qkv, o, up, down) if p is not None]
     layer = CompiledLayer(
-        tuple(products), heads, heads * head_dim, int(part.v_width.sum()), part.o is None
+        tuple(products),
+        heads,
+        heads * head_dim,
+        int(part.v_width.sum()),
+        len(up_matrix.w),
+        part.o is None,
     )
     return fields, layer
 

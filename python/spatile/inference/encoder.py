@@ -15,9 +15,15 @@ from spatile.inference.compile import compile_encoder
 from spatile.inference.files import read_json, write_json, write_tensors
 from spatile.inference.head import ClassifierHead, Predictions, read_head
 from spatile.inference.packed import is_packed, read_packed, write_packed
-from spatile.inference.summary import MatrixSummary, Summary, linear_multiply_adds
+from spatile.inference.summary import (
+    LayerSizes,
+    LayerSummary,
+    MatrixSummary,
+    Summary,
+    linear_multiply_adds,
+)
 from spatile.inference.tokenization import load_tokenizer, tokenizer_limit
-from spatile.inference.weights import EncoderWeights, apply_plan, read_checkpoint
+from spatile.inference.weights import EncoderWeights, apply_plan, expand_tensors, read_checkpoint
 from spatile.sparsity import Plan, write_atomically
 
 __all__ = ["Encoded", "Encoder"]
@@ -54,9 +60,8 @@ class Encoder:
         self.architecture: Architecture = read_architecture(config, source=weights.source)
         self._weights = weights
         self._folder = folder
-        precompute = plan.precompute if plan is not None else ()
         self._engine, self._layers = compile_encoder(
-            weights, self.architecture, precompute, compute
+            weights, self.architecture, self._precompute(), compute
         )
         self._head: ClassifierHead | None = read_head(weights, self.architecture, config)
         self._truncated: dict[int, Any] = {}
@@ -116,7 +121,7 @@ class Encoder:
         weights = read_checkpoint(folder, architecture)
         chosen = plan if plan is None or isinstance(plan, Plan) else Plan.load(plan)
         if chosen is not None:
-            apply_plan(weights, chosen)
+            apply_plan(weights, chosen, architecture.structure)
         return cls(
             weights,
             config,
@@ -139,6 +144,17 @@ class Encoder:
             pooling=str(manifest.get("pooling", "first")),
             compute=compute,
         )
+
+    def _precompute(self) -> tuple[bool, ...]:
+        """Which layers merge W_V and W_O; the plan numbers them as the dense model does."""
+        given = () if self.plan is None else self.plan.precompute
+        left = self.architecture.structure
+        if given and len(given) != left.n_layers:
+            raise ValueError(
+                f"{self._weights.source}: precompute has {len(given)} layers, "
+                f"expected {left.n_layers}"
+            )
+        return tuple(given[kept.layer] for kept in left.layers) if given else ()
 
     # ---- running --------------------------------------------------------------------------------
 
@@ -291,9 +307,15 @@ class Encoder:
                         4 * kept,
                     )
                 )
-        dense = a.n_layers * (4 * a.width * a.width + 2 * a.width * a.inner)
+        left = a.structure
+        dense = left.n_layers * (4 * a.width * a.width + 2 * a.width * a.inner)
         return Summary(
             matrices=tuple(rows),
+            layers=tuple(
+                LayerSummary(kept.layer, layer.heads, layer.neurons)
+                for kept, layer in zip(left.layers, self._layers, strict=True)
+            ),
+            dense_layers=LayerSizes(left.n_layers, left.n_heads, left.n_neurons),
             multiply_adds_per_token=linear_multiply_adds(self._layers),
             dense_multiply_adds_per_token=dense,
             nbytes=sum(m.nbytes for layer in self._layers for m in layer.matrices),
@@ -331,7 +353,7 @@ class Encoder:
         bare = self._head is None
         prefix = self.architecture.prefix
         tensors = {}
-        for name, tensor in self._weights.tensors.items():
+        for name, tensor in expand_tensors(self._weights.tensors, self.architecture).items():
             inside = name.startswith(("embeddings.", "encoder.", "transformer."))
             if inside and not bare:
                 name = prefix + name

@@ -18,12 +18,16 @@ from spatile import ops
 from spatile.inference.files import Tensors, read_json, read_tensors, write_json, write_tensors
 from spatile.inference.weights import EncoderWeights
 from spatile.patterns import as_pattern
+from spatile.sparsity import Structure
+from spatile.sparsity.structure import CONFIG_KEY
 
 __all__ = ["MANIFEST", "is_packed", "read_packed", "write_packed"]
 
 MANIFEST = "spatile.json"
 FORMAT = "spatile.encoder"
-VERSION = 1
+# Version 2 has matrices cut to a structure, which the configuration holds; a model that has all its
+# parts is written as version 1, which all can read.
+VERSION = 2
 
 
 def is_packed(folder: Path) -> bool:
@@ -50,7 +54,8 @@ def write_packed(folder: Path, weights: EncoderWeights, manifest: dict[str, Any]
         stored[f"{name}.mask"] = mask.astype(np.uint8)
         stored[f"{name}.values"] = w[keep]
         matrices[name] = {"pattern": str(pattern), "shape": list(w.shape)}
-    head = {"format": FORMAT, "version": VERSION, "tensors": file_name, "matrices": matrices}
+    version = VERSION if CONFIG_KEY in manifest["config"] else 1
+    head = {"format": FORMAT, "version": version, "tensors": file_name, "matrices": matrices}
     try:
         write_tensors(folder / file_name, stored)
         write_json(folder / MANIFEST, {**head, **manifest})
@@ -76,6 +81,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     for key in ("matrices", "config"):
         if not isinstance(manifest.get(key), dict):
             raise ValueError(f"{path}: {key} is missing, expected an object")
+    Structure.of_config(manifest["config"], source=str(path))
     tensors = manifest.get("tensors")
     if not isinstance(tensors, str) or Path(tensors).name != tensors:
         raise ValueError(f"{path}: tensors is {tensors!r}, expected the name of a file beside it")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["MatrixSummary", "Summary"]
+__all__ = ["LayerSizes", "LayerSummary", "MatrixSummary", "Summary"]
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,24 @@ class MatrixSummary:
 
 
 @dataclass(frozen=True)
+class LayerSummary:
+    """What runs of one layer: ``layer`` is its place in the dense model."""
+
+    layer: int
+    heads: int
+    neurons: int
+
+
+@dataclass(frozen=True)
+class LayerSizes:
+    """How many layers the dense model has, and how many heads and neurons each."""
+
+    layers: int
+    heads: int
+    neurons: int
+
+
+@dataclass(frozen=True)
 class Summary:
     """Matrices as pruned, and multiply-adds of the products as compiled.
 
@@ -32,6 +50,8 @@ class Summary:
     """
 
     matrices: tuple[MatrixSummary, ...]
+    layers: tuple[LayerSummary, ...]
+    dense_layers: LayerSizes
     multiply_adds_per_token: int
     dense_multiply_adds_per_token: int
     nbytes: int
@@ -39,10 +59,10 @@ class Summary:
 
     @property
     def sparsity(self) -> float:
-        """The fraction of the listed matrices' weights that is pruned."""
-        total = sum(int(np.prod(m.shape)) for m in self.matrices)
-        gone = sum(m.sparsity * int(np.prod(m.shape)) for m in self.matrices)
-        return gone / total if total else 0.0
+        """The fraction of the dense model's weights, in the layers' matrices, that is pruned."""
+        kept = sum((1.0 - m.sparsity) * int(np.prod(m.shape)) for m in self.matrices)
+        total = self.dense_multiply_adds_per_token  # each weight is multiplied once
+        return 1.0 - kept / total if total else 0.0
 
     def to_json(self) -> dict[str, Any]:
         """The same as plain data."""
@@ -56,6 +76,7 @@ class Summary:
             f"{m.sparsity:6.1%}  {m.bytes / 1024:5.0f}"
             for m in self.matrices
         ]
+        lines += self._structure_lines()
         ratio = self.multiply_adds_per_token / max(1, self.dense_multiply_adds_per_token)
         lines.append(
             f"{self.sparsity:.1%} of the weights pruned; "
@@ -63,6 +84,19 @@ class Summary:
             f"dense; {self.nbytes / 2**20:.1f} MiB packed"
         )
         return "\n".join(lines)
+
+    def _structure_lines(self) -> list[str]:
+        """What is left of layers, heads and neurons, where something is missing."""
+        dense = self.dense_layers
+        whole = all((m.heads, m.neurons) == (dense.heads, dense.neurons) for m in self.layers)
+        if whole and len(self.layers) == dense.layers:
+            return []
+        lines = [f"{'layer':>5}  {'heads':>9}  {'neurons':>13}"]
+        lines += [
+            f"{m.layer:>5}  {m.heads:>3} of {dense.heads:<2}  {m.neurons:>5} of {dense.neurons:<4}"
+            for m in self.layers
+        ]
+        return [*lines, f"{len(self.layers)} of {dense.layers} layers"]
 
 
 def linear_multiply_adds(layers: Iterable[Any]) -> int:

@@ -12,9 +12,17 @@ import numpy as np
 from spatile.inference.architecture import Architecture
 from spatile.inference.files import Tensors, read_json, read_tensors
 from spatile.patterns import Pattern
-from spatile.sparsity import Plan, match
+from spatile.sparsity import Plan, Structure, match
+from spatile.sparsity.structure import CONFIG_KEY, Cut, layer_cuts
 
-__all__ = ["EncoderWeights", "nonzero_groups", "read_checkpoint", "strip_prefix"]
+__all__ = [
+    "EncoderWeights",
+    "expand_tensors",
+    "nonzero_groups",
+    "read_checkpoint",
+    "slice_tensors",
+    "strip_prefix",
+]
 
 Array = np.ndarray[Any, Any]
 
@@ -91,11 +99,56 @@ def _shards(folder: Path) -> Iterable[Path]:
 
 
 def read_checkpoint(folder: Path, architecture: Architecture) -> EncoderWeights:
-    """The weights of a Hugging Face folder, dense."""
+    """The weights of a Hugging Face folder, dense, less the heads and neurons that are gone."""
     tensors: Tensors = {}
     for shard in _shards(folder):
         tensors.update(read_tensors(shard))
-    return EncoderWeights(strip_prefix(tensors, architecture), source=str(folder))
+    plain = strip_prefix(tensors, architecture)
+    return EncoderWeights(slice_tensors(plain, architecture, str(folder)), source=str(folder))
+
+
+def slice_tensors(tensors: Tensors, architecture: Architecture, source: str) -> Tensors:
+    """Tensors of the dense model's shapes, cut to the structure.
+
+    Raises ValueError where what is cut off would change the model, for then the file was written
+    by something that did not know that it is gone.
+    """
+    sliced = dict(tensors)
+    for name, cut in _cuts(architecture).items():
+        tensor = tensors.get(name)
+        if tensor is None or tensor.ndim <= cut.axis or tensor.shape[cut.axis] != cut.full:
+            continue  # the compiler says what is wrong with it
+        gone = np.delete(tensor, cut.kept, axis=cut.axis)
+        # Without its columns, nobody reads a head or a neuron: its rows may hold anything.
+        if cut.axis == 1 and gone.any():
+            raise ValueError(
+                f"{source}: {name} has weights in columns that {CONFIG_KEY} of config.json says "
+                f"are gone, expected zeros; remove {CONFIG_KEY} to run all of them"
+            )
+        sliced[name] = np.take(tensor, cut.kept, axis=cut.axis)
+    return sliced
+
+
+def expand_tensors(tensors: Tensors, architecture: Architecture) -> Tensors:
+    """The reverse of :func:`slice_tensors`: zeros for what is gone."""
+    whole = dict(tensors)
+    for name, cut in _cuts(architecture).items():
+        tensor = tensors[name]
+        shape = list(tensor.shape)
+        shape[cut.axis] = cut.full
+        whole[name] = np.zeros(shape, tensor.dtype)
+        whole[name][(slice(None),) * cut.axis + (list(cut.kept),)] = tensor
+    return whole
+
+
+def _cuts(a: Architecture) -> dict[str, Cut]:
+    """How the layers' parameters are cut, where they are."""
+    return {
+        name: cut
+        for i, layer in enumerate(a.structure.layers)
+        for name, cut in layer_cuts(a.layer(i), layer, a.structure, head_width=a.head_width).items()
+        if len(cut.kept) < cut.full
+    }
 
 
 def nonzero_groups(w: Array, pattern: Pattern) -> Array:
@@ -105,9 +158,9 @@ def nonzero_groups(w: Array, pattern: Pattern) -> Array:
     return np.logical_or.reduceat(by_row, np.arange(0, w.shape[1], cols), axis=1)
 
 
-def apply_plan(weights: EncoderWeights, plan: Plan) -> None:
+def apply_plan(weights: EncoderWeights, plan: Plan, structure: Structure) -> None:
     """Take the plan's patterns; groups that are exactly zero are the pruned ones."""
     shapes = {n: t.shape for n, t in weights.tensors.items()}
-    for entry in match(plan, shapes):
+    for entry in match(plan, shapes, structure=structure):
         weights.patterns[entry.name] = entry.pattern
         weights.masks[entry.name] = nonzero_groups(weights.tensors[entry.parameter], entry.pattern)

@@ -5,17 +5,21 @@ from __future__ import annotations
 from spatile.sparsity.files import write_atomically
 from spatile.sparsity.layouts import DEFAULT_TARGETS, Matrix, find_matrices
 from spatile.sparsity.matching import PlannedMatrix, match
-from spatile.sparsity.plan import Plan, PlanEntry, attention_multiply_adds
+from spatile.sparsity.plan import Plan, PlanEntry, StructureEntry, attention_multiply_adds
 from spatile.sparsity.stages import Stages, StageSteps
+from spatile.sparsity.structure import LayerStructure, Structure
 
 __all__ = [
     "DEFAULT_TARGETS",
+    "LayerStructure",
     "Matrix",
     "Plan",
     "PlanEntry",
     "PlannedMatrix",
     "StageSteps",
     "Stages",
+    "Structure",
+    "StructureEntry",
     "attention_multiply_adds",
     "find_matrices",
     "match",

@@ -155,9 +155,10 @@ class ModelShape:
     layers: tuple[LayerNames, ...]
 
 
-def model_shape(config: Any) -> ModelShape:
+def model_shape(config: Any, *, n_layers: int | None = None) -> ModelShape:
     """Read a Hugging Face configuration (the object, or ``config.json`` as a dict).
 
+    ``n_layers`` is how many there were of a model that has lost some (default: as it says).
     Raises ValueError for a model type other than bert, roberta, distilbert and gpt2, and for a
     configuration that lacks a size.
     """
@@ -172,7 +173,7 @@ def model_shape(config: Any) -> ModelShape:
         )
     hidden = _size(get, "hidden_size", "dim", "n_embd")
     heads = _size(get, "num_attention_heads", "n_heads", "n_head")
-    count = _size(get, "num_hidden_layers", "n_layers", "n_layer")
+    count = n_layers or _size(get, "num_hidden_layers", "n_layers", "n_layer")
     layers = tuple(layer_names(model_type, i) for i in range(count))
     return ModelShape(hidden, heads, layers)
 

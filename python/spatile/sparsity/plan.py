@@ -1,4 +1,5 @@
-"""A plan: which matrices of a model are pruned, by which pattern, and how sparse.
+"""A plan: which matrices of a model are pruned, by which pattern, and how sparse; and which share
+of its heads, neurons and layers goes altogether.
 
 Source of the attention-aware assignment: E.T. (SC 2021).
 """
@@ -16,11 +17,16 @@ from typing import Any, Literal
 from spatile.patterns import Pattern, PatternLike, Row, Tile, as_pattern
 from spatile.sparsity.files import write_atomically
 from spatile.sparsity.layouts import DEFAULT_TARGETS, model_shape
+from spatile.sparsity.structure import Structure
 
-__all__ = ["Plan", "PlanEntry", "attention_multiply_adds"]
+__all__ = ["Plan", "PlanEntry", "StructureEntry", "StructureKind", "attention_multiply_adds"]
+
+StructureKind = Literal["heads", "neurons", "layers"]
 
 _FORMAT = "spatile.plan"
-_VERSION = 1
+# Version 2 has structure entries; a plan without any is written as version 1, which all can read.
+_VERSION = 2
+_KINDS = ("heads", "neurons", "layers")
 
 
 @dataclass(frozen=True)
@@ -44,12 +50,43 @@ class PlanEntry:
 
 
 @dataclass(frozen=True)
+class StructureEntry:
+    """The fraction ``sparsity`` of the heads, neurons or layers that ``target`` names goes.
+
+    ``kind`` is ``"heads"`` (rows of Q, K and V with columns of O), ``"neurons"`` (rows of the first
+    feed-forward matrix with columns of the second) or ``"layers"``. ``target`` names layers, as a
+    :class:`PlanEntry`'s names matrices (``encoder.layer.1``, ``re:layer\\.[0-3]$``); None means all
+    of them. Of n, min(floor(sparsity·n + 0.5), n − 1) go. Raises ValueError for an unknown kind, a
+    sparsity outside [0, 1) and a malformed expression.
+    """
+
+    kind: StructureKind
+    sparsity: float
+    target: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in _KINDS:
+            raise ValueError(
+                f"plan: kind is {self.kind!r}, expected {', '.join(map(repr, _KINDS))}"
+            )
+        object.__setattr__(self, "sparsity", check_sparsity(self.sparsity, self.kind))
+        if self.target is not None:
+            check_target(self.target)
+
+
+@dataclass(frozen=True)
 class Plan:
     """Which matrices are pruned how. The first entry that names a matrix decides.
 
     ``ignore`` takes names and ``re:`` expressions as targets do, and wins over every entry.
     ``precompute`` says for each layer whether W_V and W_O are merged before inference; empty
     means nowhere. Embeddings, poolers and task heads are never pruned, whatever a target says.
+
+    ``structure`` says what goes altogether, before the matrices are pruned: heads, neurons, layers.
+    Of the entries of one kind, the first that names a layer decides. Patterns are then laid on the
+    smaller matrices, and sparsities count there. All names are those of the dense model, whichever
+    layers are gone. A layer keeps all its heads where ``ignore`` names one of Q, K, V and O, all
+    its neurons where it names a feed-forward matrix, and stays where it names any of its matrices.
 
     >>> plan = Plan.uniform("tile", 0.8, ignore=["encoder.layer.0"])
     >>> plan.entries[0].pattern, plan.entries[0].sparsity
@@ -59,12 +96,14 @@ class Plan:
     entries: tuple[PlanEntry, ...]
     ignore: tuple[str, ...] = ()
     precompute: tuple[bool, ...] = ()
+    structure: tuple[StructureEntry, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "entries", tuple(self.entries))
         object.__setattr__(self, "ignore", names_tuple("ignore", self.ignore))
         object.__setattr__(self, "precompute", tuple(bool(p) for p in self.precompute))
-        if not self.entries:
+        object.__setattr__(self, "structure", tuple(self.structure))
+        if not self.entries and not self.structure:
             raise ValueError("plan: entries is empty, expected at least one")
         for target in self.ignore:
             check_target(target)
@@ -104,7 +143,8 @@ class Plan:
         form with fewer multiply-adds by :func:`attention_multiply_adds` at ``tokens`` tokens;
         ``heads`` gives the heads left in each layer where some were removed.
         """
-        shape = model_shape(config)
+        left = Structure.of_config(config)
+        shape = model_shape(config, n_layers=None if left is None else left.n_layers)
         kept = tuple(heads) if heads is not None else (shape.heads,) * len(shape.layers)
         if len(kept) != len(shape.layers):
             raise ValueError(
@@ -130,20 +170,44 @@ class Plan:
         return cls(tuple(entries), tuple(ignore), merged)
 
     def with_sparsity(self, sparsity: float) -> Plan:
-        """The same plan at another sparsity for every entry."""
+        """The same plan at another sparsity for every matrix; its structure entries stay."""
         return replace(self, entries=tuple(replace(e, sparsity=sparsity) for e in self.entries))
+
+    def with_structure(
+        self,
+        *,
+        heads: float | None = None,
+        neurons: float | None = None,
+        layers: float | None = None,
+        target: str | None = None,
+    ) -> Plan:
+        """The same plan with :class:`StructureEntry` entries for what is given behind its own.
+
+        >>> plan = Plan.uniform("tile", 0.5).with_structure(heads=0.25, neurons=0.5)
+        >>> [(e.kind, e.sparsity) for e in plan.structure]
+        [('heads', 0.25), ('neurons', 0.5)]
+        """
+        given: dict[StructureKind, float | None] = {
+            "heads": heads, "neurons": neurons, "layers": layers
+        }  # fmt: skip
+        added = tuple(StructureEntry(k, s, target) for k, s in given.items() if s is not None)
+        return replace(self, structure=self.structure + added)
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-serialisable form; :meth:`from_dict` reads it back."""
+        structure = [
+            {"kind": e.kind, "sparsity": e.sparsity, "target": e.target} for e in self.structure
+        ]
         return {
             "format": _FORMAT,
-            "version": _VERSION,
+            "version": _VERSION if structure else 1,
             "entries": [
                 {"target": e.target, "pattern": str(e.pattern), "sparsity": e.sparsity}
                 for e in self.entries
             ],
             "ignore": list(self.ignore),
             "precompute": list(self.precompute),
+            **({"structure": structure} if structure else {}),
         }
 
     @classmethod
@@ -160,15 +224,17 @@ class Plan:
                 f"the plan was written by a newer spatile"
             )
         entries = _field(data, "entries", source)
+        structure = _field(data, "structure", source) if "structure" in data else []
         try:
             return cls(
                 tuple(PlanEntry(e["target"], e["pattern"], e["sparsity"]) for e in entries),
                 tuple(_field(data, "ignore", source)),
                 tuple(_field(data, "precompute", source)),
+                tuple(StructureEntry(e["kind"], e["sparsity"], e.get("target")) for e in structure),
             )
         except KeyError as missing:
             raise ValueError(f"{source}: an entry has no {missing}") from None
-        except (TypeError, ValueError) as error:
+        except (AttributeError, TypeError, ValueError) as error:
             raise ValueError(f"{source}: {error}") from None
 
     def save(self, path: str | PathLike[str]) -> None:
@@ -239,12 +305,14 @@ def _precompute_pays(hidden: int, heads: int, kept: int, tokens: int, sparsity: 
     return merged < apart
 
 
-def check_sparsity(sparsity: Any) -> float:
+def check_sparsity(sparsity: Any, of: str = "") -> float:
     """``sparsity`` as a float in [0, 1); ValueError otherwise, TypeError for what is no number."""
+    what = f"sparsity of {of}" if of else "sparsity"
     if isinstance(sparsity, bool) or not isinstance(sparsity, (int, float)):
-        raise TypeError(f"plan: sparsity is {sparsity!r}, expected a number in [0, 1)")
+        raise TypeError(f"plan: {what} is {sparsity!r}, expected a number in [0, 1)")
     if not 0.0 <= sparsity < 1.0:
-        raise ValueError(f"plan: sparsity is {sparsity}, expected a number in [0, 1)")
+        stays = ": something must stay" if of and sparsity >= 1.0 else ""
+        raise ValueError(f"plan: {what} is {sparsity}, expected a number in [0, 1){stays}")
     return float(sparsity)
 
 
