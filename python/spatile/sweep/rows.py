@@ -3,10 +3,11 @@
 A document has ``rows``, one per cell and metric: ``task``, ``pattern``, ``method``, ``sparsity``,
 ``seed``, ``metric``, ``value``, ``dense`` (the same metric of the same seed's dense model),
 ``latency_ms`` and ``dense_latency_ms`` (median milliseconds per example in batches of one, text in,
-logits out, by spatile; null where not timed), and further ``torch_latency_ms``, the three's minima ``…_min_ms``, ``pruned`` (the
-metric straight after pruning), ``floor`` (that of the majority class), ``achieved`` (the share of
-the encoder's weights that is gone), ``dev_rows``, ``threads`` (of the timing) and ``seconds`` (of
-training and evaluating). A configuration is timed once, with the first seed's model.
+logits out, by spatile; null where not timed), and further ``torch_latency_ms``, the three's minima
+``…_min_ms``, ``pruned`` (the metric straight after pruning), ``floor`` (that of the majority
+class), ``achieved`` (the share of the encoder's weights that is gone), ``dev_rows``, ``threads``
+(of the timing) and ``seconds`` (of training and evaluating). A configuration is timed once, with
+the first seed's model.
 
 ``dev`` holds what the intervals are made from: labels and predicted classes, each a string with
 one digit per dev row. Dev rows stand sorted by label and shuffled within it, so that the document

@@ -43,9 +43,9 @@ class Summary:
     ``mean`` is the metric's mean over seeds, ``loss`` the mean of dense − pruned, each seed paired
     with its own dense model, ``worst`` the lowest of the seeds, ``pruned`` the mean straight after
     pruning (None where unknown), ``above_floor`` whether the mean is above the majority class's
-    score by more than its interval. Times are milliseconds, and speed-ups the dense model's time (by
-    spatile, by PyTorch) over the packed one's, of medians or of minima, whichever is less; None
-    where not measured.
+    score by more than its interval. Times are milliseconds, and speed-ups the dense model's time
+    (by spatile, by PyTorch) over the packed one's, of medians or of minima, whichever is less;
+    None where not measured.
     """
 
     pattern: str

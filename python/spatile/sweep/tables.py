@@ -141,7 +141,8 @@ def _timing_note(document: Mapping[str, Any], found: list[Summary]) -> str:
     return (
         f"Times: median milliseconds per example in batches of one, text in, logits out, float32, "
         f"{threads} thread{'s' if threads > 1 else ''}, interleaved with the dense encoder run by "
-        f"spatile ({min(dense):.2f} to {max(dense):.2f} ms) and by PyTorch; ratios of medians or of minima, whichever is less."
+        f"spatile ({min(dense):.2f} to {max(dense):.2f} ms) and by PyTorch; "
+        f"ratios of medians or of minima, whichever is less."
     )
 
 

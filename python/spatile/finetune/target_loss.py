@@ -1,0 +1,301 @@
+"""The highest sparsity whose loss stays under a bound, searched for by bisection.
+
+The dense stage is trained once; each step of the search prunes it anew and retrains.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from spatile.finetune.dense_start import dense_only, from_dense, glue_metrics
+from spatile.finetune.pipeline import finetune
+from spatile.finetune.progress import Progress
+from spatile.finetune.run_folder import RunFolder
+from spatile.finetune.settings import Settings
+from spatile.finetune.weights import resolve_model
+from spatile.report import read_report
+from spatile.sparsity import Plan, write_atomically
+
+__all__ = ["Search", "check_target_loss", "search_sparsity"]
+
+_FORMAT, _VERSION = "spatile.search", 1
+
+
+def search_sparsity(
+    model: str | os.PathLike[str],
+    data: str | os.PathLike[str],
+    *,
+    target_loss: float,
+    out: str | os.PathLike[str],
+    resolution: float = 0.05,
+    resume: bool = False,
+    threads: int | None = None,
+    timing_rounds: int = 5,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Bisect the multiples of ``resolution`` for the sparsest with a loss of ``target_loss``.
+
+    The loss is the dense model's score minus the pruned one's on dev, in points (a hundredth) of
+    the metric by which GLUE ranks the task. Other arguments are :func:`finetune`'s.
+
+    ``out`` gets ``dense`` and ``tries/S``, folders of runs, ``search.json`` and, a link, ``best``.
+    Returns what ``search.json`` holds: ``metric``, ``tries`` in the order in which they were made,
+    each with ``sparsity``, ``value``, ``dense``, ``loss`` and its paired 95 % interval ``low`` to
+    ``high`` and whether it is ``within`` the bound, and ``result``, one of them or None. The
+    interval is over dev rows, for one seed: bisection takes each loss at its value, and where noise
+    hides which side of the bound it is on, another seed may end elsewhere.
+
+    A search that was stopped goes on with ``resume=True``: what was tried is not trained again.
+    Raises ValueError for a bound out of range and for arguments other than the resumed search's,
+    and otherwise as :func:`finetune` does.
+
+    >>> from spatile.finetune.target_loss import search_sparsity                # doctest: +SKIP
+    >>> search_sparsity("minilm", "data/qa", target_loss=1.0, out="run")["result"]["sparsity"]
+    ...                                                                         # doctest: +SKIP
+    0.35
+    """
+    check_target_loss(target_loss)
+    if not 0.0 < resolution <= 0.5:
+        raise ValueError(f"finetune: resolution is {resolution}, expected 0 < resolution ≤ 0.5")
+    folder = os.path.expanduser(os.fspath(data))
+    wanted = Settings(
+        model=resolve_model(os.fspath(model)),
+        data=os.path.abspath(folder) if os.path.isdir(folder) else os.fspath(data),
+        sparsity=0.0,
+        **settings,
+    )
+    if wanted.plan is not None:
+        raise ValueError("finetune: plan is given, expected none: target_loss finds the sparsity")
+    progress = Progress(quiet=True) if progress is None else progress
+    asked = {"target_loss": target_loss, "resolution": resolution}
+    search = Search.open(out, wanted, asked) if resume else Search.create(out, wanted, asked)
+    search.write()
+    return search.run(progress, threads=threads, timing_rounds=timing_rounds)
+
+
+def check_target_loss(value: float) -> None:
+    """Raise ValueError unless ``value`` is a number of points that a loss may have."""
+    if not (math.isfinite(value) and 0 < value < 100):
+        raise ValueError(
+            f"finetune: target_loss is {value:g}, expected points of the metric, above 0 and "
+            f"below 100"
+        )
+
+
+class Search:
+    """A search on disk. Make one with :meth:`create` or :meth:`open`."""
+
+    def __init__(self, path: Path, settings: Settings, state: dict[str, Any]) -> None:
+        self.path, self.settings, self.state = path, settings, state
+
+    @staticmethod
+    def is_in(path: str | os.PathLike[str]) -> bool:
+        """Whether the folder holds a search."""
+        return (Path(path) / "search.json").is_file()
+
+    @classmethod
+    def create(
+        cls, path: str | os.PathLike[str], settings: Settings, asked: dict[str, float]
+    ) -> Search:
+        """Start a search in an absent or empty folder."""
+        if cls.is_in(path):
+            raise FileExistsError(
+                f"finetune: out is {path}, which holds a search, expected an empty or new folder; "
+                f"--resume continues the search"
+            )
+        RunFolder.check_new(path)
+        dense_only(settings)
+        Path(path).mkdir(parents=True, exist_ok=True)
+        return cls(
+            Path(path), settings, {"format": _FORMAT, "version": _VERSION, **asked, "tries": []}
+        )
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        settings: Settings | None = None,
+        asked: dict[str, float] | None = None,
+    ) -> Search:
+        """Open a search that was started before, with what it must have been asked to do.
+
+        Raises FileNotFoundError where there is none, ValueError for another or a damaged one.
+        """
+        file = Path(path) / "search.json"
+        try:
+            state = json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"{path}: no search.json, expected the folder of a search"
+            ) from None
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{file}: not valid JSON ({error})") from None
+        if state.get("format") != _FORMAT or state.get("version") != _VERSION:
+            raise ValueError(f"{file}: format is not {_FORMAT!r}, version {_VERSION}")
+        saved = Settings.from_dict(state.pop("settings"))
+        now = dict(asked or {})
+        before = {name: state[name] for name in now}
+        for name in [] if settings is None else saved.differences(settings):
+            now[name], before[name] = getattr(settings, name), getattr(saved, name)
+        for name in now:
+            if now[name] != before[name]:
+                raise ValueError(
+                    f"finetune: {name} is {now[name]!r}, expected {before[name]!r} as in the "
+                    f"search that {path} holds"
+                )
+        return cls(Path(path), saved, state)
+
+    def write(self) -> None:
+        """Write ``search.json``, whole or not at all."""
+        state = {**self.state, "settings": self.settings.to_dict()}
+        text = json.dumps(state, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        write_atomically(self.path / "search.json", text.encode())
+
+    def run(self, progress: Progress, *, threads: int | None, timing_rounds: int) -> dict[str, Any]:
+        """Search to the end; returns the state."""
+        dense = self.path / "dense"
+        if not (dense / "report.json").is_file():
+            _finetune(dense_only(self.settings), dense, threads, progress)
+        _drop(dense, "trainer", "packed", "stages/pruned", "stages/retrained")
+        steps = self._bisect(progress, threads)
+        best = max((t for t in steps if t["within"]), key=lambda t: t["sparsity"], default=None)
+        self.state["steps"] = [t["sparsity"] for t in steps]
+        self.state["result"] = best
+        if best is not None:
+            folder = self._folder(best["sparsity"])
+            if timing_rounds > 0 and read_report(folder)["timing"] is None:
+                settings = RunFolder.open(folder).settings
+                _finetune(settings, folder, threads, progress, timing_rounds)
+            _link(self.path / "best", folder)
+        self.write()
+        return self.state
+
+    def _bisect(self, progress: Progress, threads: int | None) -> list[dict[str, Any]]:
+        """What was tried on the way, the bound kept at the lower end and exceeded at the upper."""
+        resolution = self.state["resolution"]
+        low, high = 0, math.ceil(1 / resolution - 1e-9)
+        steps = []
+        while high - low > 1:
+            middle = (low + high) // 2
+            tried = self._try(round(middle * resolution, 10), progress, threads)
+            tried["within"] = tried["loss"] <= self.state["target_loss"]
+            steps.append(tried)
+            low, high = (middle, high) if tried["within"] else (low, middle)
+        for tried in self.state["tries"]:
+            if tried["sparsity"] != round(low * resolution, 10):
+                _drop(self._folder(tried["sparsity"]), "trainer", "stages", "packed")
+        return steps
+
+    def _try(self, sparsity: float, progress: Progress, threads: int | None) -> dict[str, Any]:
+        for tried in self.state["tries"]:
+            if tried["sparsity"] == sparsity:
+                return dict(tried)
+        progress.say(f"search: sparsity {sparsity:g}")
+        folder = self._folder(sparsity)
+        settings = from_dense(
+            self.settings.with_changes(sparsity=sparsity), self.path / "dense" / "stages" / "dense"
+        )
+        report = _finetune(settings, folder, threads, progress)
+        metric = glue_metrics(report["data"]["name"], report["data"]["metrics"])[0]
+        difference = report["differences"]["retrained - dense"][metric]
+        if difference["value"] is None:
+            raise RuntimeError(
+                f"finetune: {metric} is undefined at sparsity {sparsity:g} or dense, expected a "
+                f"number to compare with the target loss"
+            )
+        tried = {
+            "sparsity": sparsity,
+            "value": report["scores"]["retrained"][metric]["value"],
+            "dense": report["scores"]["dense"][metric]["value"],
+            "loss": 100 * (0 - difference["value"]),
+            "low": 100 * (0 - difference["high"]),
+            "high": 100 * (0 - difference["low"]),
+        }
+        self.state["metric"], self.state["dev_rows"] = metric, report["data"]["dev_rows"]
+        self.state["tries"].append(tried)
+        self.write()
+        progress.say(f"search: {describe(tried)}")
+        _drop(folder, "trainer")
+        return dict(tried)
+
+    def _folder(self, sparsity: float) -> Path:
+        return self.path / "tries" / f"{sparsity:g}"
+
+
+def describe(tried: dict[str, Any]) -> str:
+    """A try in words.
+
+    >>> describe({"sparsity": 0.5, "loss": 1.25, "low": -0.5, "high": 3.0})
+    'sparsity 0.5 loses 1.25 points [-0.50, 3.00]'
+    """
+    return (
+        f"sparsity {tried['sparsity']:g} loses {tried['loss']:.2f} points "
+        f"[{tried['low']:.2f}, {tried['high']:.2f}]"
+    )
+
+
+def summary_lines(state: dict[str, Any]) -> list[str]:
+    """The path of a search and its result, in sentences."""
+    bound, tries = state["target_loss"], {t["sparsity"]: t for t in state["tries"]}
+    lines = [
+        f"loss of {state['metric']} against the dense model, in points, with 95 % intervals over "
+        f"{state['dev_rows']} dev rows:"
+    ]
+    for sparsity in state["steps"]:
+        tried = tries[sparsity]
+        verdict = "within the bound" if tried["loss"] <= bound else "too much"
+        lines.append(f"  {describe(tried)}: {verdict}")
+    best = state["result"]
+    if best is None:
+        return [*lines, f"no sparsity that was tried loses at most {bound:g} points"]
+    lines.append(f"highest sparsity that loses at most {bound:g} points: {best['sparsity']:g}")
+    unsure = [t for s in state["steps"] if (t := tries[s])["low"] < bound < t["high"]]
+    if best["high"] > bound:
+        lines.append(
+            f"its interval reaches {best['high']:.2f}: on so few dev rows the loss may exceed the "
+            f"bound"
+        )
+    if unsure:
+        lines.append(
+            f"at {len(unsure)} of {len(state['steps'])} steps the bound lies within the interval: "
+            f"another seed may end at another sparsity"
+        )
+    return lines
+
+
+def _finetune(
+    settings: Settings,
+    out: Path,
+    threads: int | None,
+    progress: Progress,
+    timing_rounds: int = 0,
+) -> dict[str, Any]:
+    given = settings.to_dict()
+    plan = given.pop("plan")
+    return finetune(
+        out=out,
+        plan=None if plan is None else Plan.from_dict(plan),
+        resume=(out / "run.json").is_file(),
+        threads=threads,
+        timing_rounds=timing_rounds,
+        progress=progress,
+        **given,
+    )
+
+
+def _drop(run: Path, *names: str) -> None:
+    for name in names:
+        shutil.rmtree(run / name, ignore_errors=True)
+
+
+def _link(link: Path, target: Path) -> None:
+    fresh = link.with_name(f".{link.name}")
+    fresh.unlink(missing_ok=True)
+    fresh.symlink_to(os.path.relpath(target, link.parent), target_is_directory=True)
+    os.replace(fresh, link)
