@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from spatile.cli import target_loss
 from spatile.cli.usage import PRECOMPUTE, UsageError, add_command
 from spatile.sparsity.saliency import SALIENCIES
 
@@ -16,9 +17,13 @@ _EXAMPLES = """\
 spatile finetune --model minilm --data data/qa --sparsity 0.5 --out run
 spatile finetune --model ./bert --data ./mrpc --sparsity 0.8 --pattern attention-aware --out run
 spatile finetune --model ./bert --data ./msr --dev-ids ./msr/dev_ids.tsv --sparsity 0.5 --out run
+spatile finetune --model minilm --data data/qa --target-loss 1.0 --out run
 spatile finetune --resume --out run"""
 
-_OWN = ("run", "debug", "out", "resume", "json", "quiet", "threads", "timing_rounds", "preset")
+_OWN = (
+    *("run", "debug", "out", "resume", "json", "quiet", "threads", "timing_rounds", "preset"),
+    "target_loss",
+)
 
 
 def add(commands: Any) -> argparse.ArgumentParser:
@@ -76,6 +81,12 @@ def _pruning(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("pruning")
     group.add_argument(
         "--sparsity", type=float, metavar="S", help="fraction of the encoder's weights to prune"
+    )
+    group.add_argument(
+        "--target-loss",
+        type=float,
+        metavar="POINTS",
+        help="instead of --sparsity: search for the highest that costs no more of GLUE's metric",
     )
     group.add_argument(
         "--pattern",
@@ -182,6 +193,8 @@ def run(given: argparse.Namespace) -> int:
     from spatile.sparsity import Plan
 
     settings = _explicit(given)
+    if target_loss.wanted(given):
+        return target_loss.run(given, settings)
     if given.resume:
         saved = RunFolder.open(given.out).settings.to_dict()
         settings = {**saved, **settings}
