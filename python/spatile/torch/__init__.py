@@ -19,6 +19,8 @@ from spatile.torch.functional import attention, dropout, linear
 from spatile.torch.layers import Dropout, Linear, restore_layers, swap_layers
 from spatile.torch.pruner import Pruner
 from spatile.torch.sparse_linear import SparseLinear, densify, sparsify
+from spatile.torch.structure import apply_structure, structure_of
+from spatile.torch.structure_pruning import choose_structure, prune_structure
 
 __all__ = [
     "Dropout",
@@ -29,17 +31,21 @@ __all__ = [
     "QueriesAndKeys",
     "SparseLinear",
     "Stages",
+    "apply_structure",
     "attention",
     "attention_loss",
+    "choose_structure",
     "densify",
     "distillation_loss",
     "dropout",
     "hidden_loss",
     "last_checkpoint",
     "linear",
+    "prune_structure",
     "register",
     "restore_layers",
     "sparsify",
+    "structure_of",
     "swap_layers",
 ]
 

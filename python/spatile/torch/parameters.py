@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from spatile.sparsity import Matrix, Plan, PlannedMatrix, match
+from spatile.sparsity import Matrix, Plan, PlannedMatrix, Structure, match
 
 __all__ = ["planned_matrices", "unwrap", "weight_view"]
 
@@ -27,11 +27,17 @@ def planned_matrices(
 ) -> tuple[list[PlannedMatrix], dict[str, nn.Parameter]]:
     """The matrices of ``model`` that ``plan`` prunes, and the parameters that hold them, by name.
 
-    Raises ValueError when none matches, NotImplementedError for a parameter that holds only a part
-    of its matrix (FSDP, tensor parallelism, DeepSpeed ZeRO-3).
+    The plan names layers as they were before any was dropped. Raises ValueError when none matches,
+    NotImplementedError for a parameter that holds only a part of its matrix (FSDP, tensor
+    parallelism, DeepSpeed ZeRO-3).
     """
-    parameters = dict(unwrap(model).named_parameters())
-    matrices = match(plan, {name: tuple(p.shape) for name, p in parameters.items()})
+    inner = unwrap(model)
+    parameters = dict(inner.named_parameters())
+    matrices = match(
+        plan,
+        {name: tuple(p.shape) for name, p in parameters.items()},
+        structure=Structure.of_config(getattr(inner, "config", None)),
+    )
     used = {m.parameter: parameters[m.parameter] for m in matrices}
     for name, parameter in used.items():
         if hasattr(parameter, "placements") or hasattr(parameter, "ds_shape"):
