@@ -358,3 +358,37 @@ def test_finetune_prints_json_alone_on_standard_output(
     out, err = capsys.readouterr()
     assert json.loads(out)["data"]["dev_rows"] == 24
     assert "dense: accuracy" in err
+
+
+def test_prune_on_texts_changes_logits_less_than_by_norm(
+    finished: Finished, tiny_data: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    dense = finished.folder / "stages" / "dense"
+    lines = load_task(str(tiny_data)).train.texts
+    (tmp_path / "texts.txt").write_text("\n".join(lines) + "\n\n", encoding="utf-8")
+    wanted = Encoder.load(dense).predict(lines).logits
+    off = {}
+    for name, calibration in (
+        ("norm", []),
+        ("file", ["--calibration", str(tmp_path / "texts.txt")]),
+        ("data", ["--calibration", str(tiny_data), "--calibration-rows", "40"]),
+    ):
+        out = tmp_path / name
+        arguments = ["prune", "--model", str(dense), "--sparsity", "0.5", "--scope", "global"]
+        assert main([*arguments, *calibration, "--out", str(out), "--json"]) == 0
+        summary = json.loads(capsys.readouterr().out)["summary"]
+        assert summary["sparsity"] == pytest.approx(0.5, abs=0.03)
+        off[name] = float(np.abs(Encoder.load(out).predict(lines).logits - wanted).mean())
+    assert off["file"] < 0.5 * off["norm"]
+    assert off["data"] < 0.5 * off["norm"]
+
+
+def test_prune_on_an_empty_file_says_so(
+    finished: Finished, tmp_path: Path, capsys: Capture
+) -> None:
+    (tmp_path / "none.txt").write_text("\n \n", encoding="utf-8")
+    arguments = ["prune", "--model", str(finished.folder / "stages" / "dense"), "--sparsity=0.5"]
+    arguments += ["--out", str(tmp_path / "o"), "--calibration", str(tmp_path / "none.txt")]
+    assert main(arguments) == 1
+    assert "none.txt, a file without a text" in one_line(capsys)
+    assert not (tmp_path / "o").exists()

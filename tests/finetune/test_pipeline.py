@@ -168,6 +168,10 @@ def test_regression_on_pairs_is_scored_by_correlation(finished_pairs: Finished) 
         {"epochs_retrain": 0.0},
         {"epochs_dense": 0.0, "epochs_reweighted": 0.0},
         {"bf16": True},
+        {"saliency": "taylor", "scope": "global", "lr_dense": 2e-3, "lr_retrain": 5e-4},
+        {"saliency": "second-order", "prunings": 3, "epochs_gradual": 1.0, "distill": 0.5},
+        {"saliency": "second-order", "pattern": "attention-aware", "distill_hidden": 1.0},
+        {"saliency": "movement", "epochs_reweighted": 0.0, "distill_attention": 1.0},
     ],
     ids=lambda s: " ".join(f"{k}={v}" for k, v in s.items()),
 )
@@ -287,6 +291,15 @@ def test_nan_does_not_pass_for_agreement() -> None:
         (
             {"epochs_dense": 0.0, "epochs_reweighted": 0.0, "epochs_retrain": 0.0},
             "expected at least one step of training",
+        ),
+        ({"saliency": "size"}, "saliency is 'size', expected one of 'magnitude', 'movement'"),
+        ({"prunings": 3}, "a length to spread 3 prunings over"),
+        ({"prunings": 2, "epochs_gradual": 9.0}, "expected it to fit into the retrain stage"),
+        ({"distill_hidden": -1.0}, r"distill_hidden is -1.0, expected a weight ≥ 0"),
+        ({"lr_retrain": 0.0}, r"lr_retrain is 0.0, expected a positive number"),
+        (
+            {"saliency": "second-order", "scope": "row-balanced"},
+            "scope is 'row-balanced', expected 'matrix' or 'global'",
         ),
         ({"train_rows": 49}, "train_rows is 49, expected 1 to 48"),
     ],

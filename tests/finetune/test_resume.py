@@ -21,11 +21,13 @@ from spatile.cli import main
 OPTIONS = [
     "--sparsity=0.5", "--epochs-dense=2", "--epochs-reweighted=2", "--epochs-retrain=2",
     "--batch-size=4", "--lr=1e-3", "--max-length=64", "--checkpoint-every=5", "--threads=1",
-    "--timing-rounds=0", "--distill=0.3", "--linear=spatile",
+    "--timing-rounds=0", "--distill=0.3", "--distill-hidden=0.5", "--linear=spatile",
+    "--saliency=second-order", "--calibration-rows=24", "--scope=global", "--prunings=3",
+    "--epochs-gradual=1", "--lr-retrain=2e-3",
 ]  # fmt: skip
 NO_TIMING = ["--timing-rounds", "0"]
 STAGES = ("dense", "reweighted", "pruned", "retrained")
-# 48 rows in batches of 4: stages end at steps 24, 48 and 72.
+# 48 rows in batches of 4: stages end at steps 24, 48 and 72; prunings are after 48, 54 and 60.
 
 
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -94,7 +96,7 @@ def assert_same(out: Path, whole: Path) -> None:
         assert reports[0][key] == reports[1][key], key
 
 
-@pytest.mark.parametrize("step", [5, 30, 60], ids=["dense", "reweighted", "retrain"])
+@pytest.mark.parametrize("step", [5, 30, 50, 65], ids=["dense", "reweighted", "pruning", "retrain"])
 def test_killed_in_a_stage_and_resumed_gives_the_same_weights(
     start: Start, whole: Path, tmp_path: Path, step: int
 ) -> None:

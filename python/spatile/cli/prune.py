@@ -1,4 +1,4 @@
-"""``spatile prune``: one shot by magnitude, without training."""
+"""``spatile prune``: one shot, without training."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ __all__ = ["add", "run"]
 
 _EXAMPLES = """\
 spatile prune --model ./classifier --sparsity 0.3 --out small
+spatile prune --model run/stages/dense --sparsity 0.5 --calibration texts.txt --out small
 spatile prune --model run/stages/dense --sparsity 0.5 --pattern row --data ./mrpc --out small"""
 
 
@@ -31,6 +32,19 @@ def add(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument("--plan", metavar="FILE", help="a saved plan, instead of --pattern")
     parser.add_argument("--scope", choices=("matrix", "global", "row-balanced"), default="matrix")
     parser.add_argument(
+        "--calibration",
+        metavar="FILE|DIR|NAME",
+        help="texts, one a line, or a data set's: prune so that layers' outputs on them change "
+        "least, and have what is kept make up for the rest (without it: by norm)",
+    )
+    parser.add_argument(
+        "--calibration-rows", type=int, default=512, metavar="N", help="texts to draw (512)"
+    )
+    parser.add_argument("--damping", type=float, default=0.01, help="of its inverse (0.01)")
+    parser.add_argument(
+        "--max-length", type=int, default=128, metavar="TOKENS", help="cut those texts (128)"
+    )
+    parser.add_argument(
         "--data", metavar="DIR|NAME", help="score on its dev split, before and after"
     )
     parser.add_argument("--dev-ids", metavar="FILE", help="as in finetune")
@@ -49,6 +63,11 @@ def run(given: argparse.Namespace) -> int:
     if given.data is not None:
         task = load_task(given.data, dev_ids=given.dev_ids, overlap=given.overlap)
     plan = None if given.plan is None else Plan.load(given.plan)
+    calibration = None
+    if given.calibration is not None:
+        from spatile.finetune.on_texts import read_texts
+
+        calibration = read_texts(given.calibration, dev_ids=given.dev_ids, overlap=given.overlap)
     dense, packed = prune_checkpoint(
         given.model,
         given.out,
@@ -57,6 +76,10 @@ def run(given: argparse.Namespace) -> int:
         precompute=PRECOMPUTE[given.precompute],
         plan=plan,
         scope=given.scope,
+        calibration=calibration,
+        calibration_rows=given.calibration_rows,
+        damping=given.damping,
+        max_length=given.max_length,
     )
     scores = {}
     if task is not None:

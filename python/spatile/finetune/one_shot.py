@@ -1,4 +1,4 @@
-"""Magnitude pruning of a finished checkpoint, without training and without PyTorch."""
+"""Pruning of a finished checkpoint without training; by norms also without PyTorch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from spatile import ops
-from spatile.finetune.data.task import Task
+from spatile.finetune.data.task import Examples, Task
 from spatile.finetune.metrics import Score
 from spatile.finetune.run_folder import RunFolder, write_folder
 from spatile.finetune.settings import Settings
@@ -31,11 +31,17 @@ def prune_checkpoint(
     precompute: str | bool = False,
     plan: Plan | None = None,
     scope: str = "matrix",
+    calibration: Examples | None = None,
+    calibration_rows: int = 512,
+    damping: float = 0.01,
+    max_length: int = 128,
 ) -> tuple[Encoder, Encoder]:
-    """Prune by norm what a plan names, and write the packed model to ``out``; no training.
+    """Prune what a plan names, and write the packed model to ``out``; no training.
 
-    Arguments as in :func:`spatile.finetune.finetune`. Returns the encoders before and after.
-    Raises FileExistsError where ``out`` holds anything.
+    By norm, or with ``calibration`` by second order: so that on these texts, without labels, the
+    layers' outputs change least (:class:`spatile.torch.Pruner`; needs PyTorch). ``max_length`` cuts
+    the texts. Other arguments as in :func:`spatile.finetune.finetune`. Returns the encoders before
+    and after. Raises FileExistsError where ``out`` holds anything.
 
     >>> from spatile.finetune.one_shot import prune_checkpoint                  # doctest: +SKIP
     >>> dense, packed = prune_checkpoint("classifier", "small", sparsity=0.3)   # doctest: +SKIP
@@ -49,6 +55,10 @@ def prune_checkpoint(
         pattern=pattern,
         precompute=precompute,
         scope=scope,
+        saliency="magnitude" if calibration is None else "second-order",
+        calibration_rows=calibration_rows,
+        damping=damping,
+        max_length=max_length,
         plan=None if plan is None else plan.to_dict(),
     )
     if not source.is_dir():
@@ -56,7 +66,21 @@ def prune_checkpoint(
     config = read_json(source / "config.json")
     chosen = settings.make_plan(config)
     weights = read_checkpoint(source, read_architecture(config, source=str(source)))
-    _prune(weights, chosen, scope)
+    if calibration is None:
+        _prune(weights, chosen, scope)
+    else:
+        from spatile.finetune.on_texts import prune_on_texts
+
+        prune_on_texts(
+            source,
+            weights,
+            chosen,
+            calibration,
+            scope=scope,
+            rows=calibration_rows,
+            damping=damping,
+            max_length=max_length,
+        )
     pruned = Encoder(weights, config, plan=chosen, folder=source)
     write_folder(Path(out), lambda folder: pruned.save(folder))
     return Encoder.load(source), Encoder.load(out)

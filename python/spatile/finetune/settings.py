@@ -144,6 +144,11 @@ class Settings:
             self._check("checkpoint_every", lambda v: v >= 1, "a positive number of steps")
         if self.strength != "auto":
             self._check("strength", lambda v: v >= 0, "'auto' or a number ≥ 0")
+        if self.saliency == "second-order" and self.scope == "row-balanced":
+            raise ValueError(
+                "finetune: scope is 'row-balanced', expected 'matrix' or 'global' with saliency "
+                "'second-order'"
+            )
         if self.precompute not in (True, False, "auto"):
             raise ValueError(
                 f"finetune: precompute is {self.precompute!r}, expected 'auto', True or False"
