@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,18 +15,32 @@ __all__ = ["predict_logits"]
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
-def predict_logits(model: Any, data: Encoded, batch_size: int) -> NDArray[np.float32]:
+def predict_logits(
+    model: Any,
+    data: Encoded,
+    batch_size: int,
+    *,
+    hidden: Callable[[int, torch.Tensor], None] | None = None,
+) -> NDArray[np.float32]:
     """Logits (n, outputs) in the order of ``data``; draws no random number.
 
-    Rows are batched by length, longest first. The model is left in the mode it was in.
+    Rows are batched by length, longest first. The model is left in the mode it was in. ``hidden``
+    is given each row's place and what the layers made of it, bfloat16 (tokens, layers, width).
     """
     was_training = model.training
     model.eval()
-    order = np.argsort([-n for n in data.lengths], kind="stable")
+    lengths = data.lengths
+    order = np.argsort([-n for n in lengths], kind="stable")
     parts = []
     for start in range(0, len(order), batch_size):
-        chosen = [data.rows[i] for i in order[start : start + batch_size]]
-        parts.append(model(**data.pad(chosen)).logits.float().numpy())
+        places = [int(i) for i in order[start : start + batch_size]]
+        batch = data.pad([data.rows[i] for i in places])
+        outputs = model(**batch, output_hidden_states=hidden is not None)
+        parts.append(outputs.logits.float().numpy())
+        if hidden is not None:
+            layers = torch.stack(outputs.hidden_states[1:], dim=2).bfloat16()
+            for i, row in zip(places, layers, strict=True):
+                hidden(i, row[: lengths[i]].clone())
     model.train(was_training)
     logits = np.empty((len(data), parts[0].shape[1]), dtype=np.float32)
     logits[order] = np.concatenate(parts)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from spatile.finetune.batches import Encoded
 from spatile.finetune.checkpoints import load_classifier
@@ -22,17 +23,22 @@ from spatile.torch import (
 __all__ = ["Teacher"]
 
 
+# What hidden states may take that are kept for all epochs; above it they are made anew each time.
+_KEPT_BYTES = 2 << 30
+
+
 class Teacher:
     """Loaded when first asked. ``folder`` is its checkpoint, ``data`` what the student trains on.
 
-    Its logits are made once for all epochs, for it has no dropout. Where hidden states or attention
-    are taught, it runs beside the student instead.
+    It has no dropout, so its logits are made once for all epochs, and its hidden states, kept in
+    bfloat16, where they fit into 2 GiB. Otherwise, and for attention, it runs beside the student.
     """
 
     def __init__(self, folder: Path, settings: Settings, data: Encoded, *, linear: bool) -> None:
         self._folder, self._settings, self._data, self._linear = folder, settings, data, linear
         self._model: Any = None
         self._logits: torch.Tensor | None = None
+        self._hidden: list[torch.Tensor] = []
 
     def run(self, student: Any, inputs: dict[str, torch.Tensor]) -> tuple[Any, torch.Tensor]:
         """The student's outputs on a batch, and what is to be added to its loss.
@@ -41,10 +47,26 @@ class Teacher:
         """
         index = inputs.pop("index")
         s = self._settings
-        if s.distill_hidden == 0 and s.distill_attention == 0:
+        if s.distill_attention > 0 or (s.distill_hidden > 0 and not self._keeps_hidden()):
+            return self._side_by_side(student, inputs)
+        target = self._all_logits()[index]
+        if s.distill_hidden == 0:
             outputs = student(**inputs)
-            target = self._all_logits()[index]
             return outputs, s.distill * distillation_loss(outputs.logits, target)
+        outputs = student(**inputs, output_hidden_states=True)
+        hidden = pad_sequence([self._hidden[i] for i in index.tolist()], batch_first=True)
+        loss = s.distill * distillation_loss(outputs.logits, target)
+        loss = loss + s.distill_hidden * hidden_loss(
+            outputs.hidden_states[1:],
+            list(hidden.unbind(dim=2)),
+            attention_mask=inputs.get("attention_mask"),
+        )
+        return outputs, loss
+
+    def _side_by_side(
+        self, student: Any, inputs: dict[str, torch.Tensor]
+    ) -> tuple[Any, torch.Tensor]:
+        s = self._settings
         with torch.no_grad():
             target, hidden, pairs = _outputs(self._teacher(), inputs)
         found, mine, my_pairs = _outputs(student, inputs)
@@ -60,6 +82,11 @@ class Teacher:
             )
         return found, loss
 
+    def _keeps_hidden(self) -> bool:
+        config = self._teacher().config
+        each = 2 * config.hidden_size * config.num_hidden_layers
+        return bool(sum(self._data.lengths) * each <= _KEPT_BYTES)
+
     def _teacher(self) -> Any:
         if self._model is None:
             # Making a model may draw random numbers, at a moment that depends on where a run
@@ -72,9 +99,14 @@ class Teacher:
 
     def _all_logits(self) -> torch.Tensor:
         if self._logits is None:
-            found = predict_logits(self._teacher(), self._data, self._settings.eval_batch_size)
-            self._logits = torch.from_numpy(found)
-            self._model = None
+            # In one order whatever the run resumed from, for sums depend on what is padded how.
+            size, data = self._settings.eval_batch_size, self._data
+            hidden: dict[int, torch.Tensor] = {}
+            listen = None if self._settings.distill_hidden == 0 else hidden.__setitem__
+            with torch.autocast("cpu", enabled=False):
+                logits = predict_logits(self._teacher(), data, size, hidden=listen)
+            self._logits = torch.from_numpy(logits)
+            self._hidden = [hidden[i] for i in sorted(hidden)]
         return self._logits
 
 
