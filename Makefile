@@ -1,6 +1,7 @@
 # make demo      install what the demo needs, then prune a classifier on data/qa and report
 # make test      install what the tests need, then run them all
 # make install   everything, the demo's weights too
+# make results-tables   docs/results.md and its plots, from docs/results/*.json
 # make lint · make bench · make test-sanitize · make test-amx · make test-scalar
 # make clean · make distclean
 PYTHON ?= python3
@@ -18,7 +19,7 @@ FORMATTED := $(filter csrc/%,$(CORE_SOURCES))
 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: demo test install lint format bench test-sanitize test-amx test-scalar clean distclean
+.PHONY: demo test install lint format bench results-tables test-sanitize test-amx test-scalar clean distclean
 
 # A demo that was stopped goes on; one that is through starts anew.
 demo: $(STAMPS)/demo
@@ -49,6 +50,9 @@ format: $(STAMPS)/lint
 bench: $(STAMPS)/bench
 	$(BIN)/spatile bench all $(BENCH_ARGS)
 
+results-tables: $(STAMPS)/demo
+	$(BIN)/spatile sweep --tables docs/results/*.json --out docs/results.md
+
 # ---- the environment ---------------------------------------------------------------------------
 
 $(BIN)/python:
@@ -68,7 +72,7 @@ $(STAMPS)/demo $(STAMPS)/bench $(STAMPS)/test $(STAMPS)/lint: $(STAMPS)/%: pypro
 	@touch $@
 
 # The order-only prerequisite above installs the core first; these also follow its changes.
-demo test install lint bench: $(STAMPS)/core
+demo test install lint bench results-tables: $(STAMPS)/core
 
 # ---- the ops on other builds of the core -------------------------------------------------------
 # Each has an environment of its own that sees .venv's packages but not its spatile (a path file

@@ -63,7 +63,18 @@ def dense_only(settings: Settings) -> Settings:
             f"which the pruned models start"
         )
     kept = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name in DENSE_FIELDS}
-    return Settings(**kept, sparsity=0.0, epochs_reweighted=0.0, epochs_retrain=0.0)
+    return Settings(
+        **kept,
+        sparsity=0.0,
+        saliency="magnitude",
+        prunings=1,
+        epochs_reweighted=0.0,
+        epochs_gradual=0.0,
+        epochs_retrain=0.0,
+        distill=0.0,
+        distill_hidden=0.0,
+        distill_attention=0.0,
+    )
 
 
 def from_dense(settings: Settings, checkpoint: str | os.PathLike[str]) -> Settings:

@@ -1,0 +1,110 @@
+"""A sweep over the small model and task that the pipeline's tests use, and made-up rows."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spatile.cli import main
+from tests.finetune.conftest import tiny_data, tiny_model  # noqa: F401
+
+GRID = ["--patterns=tile,row", "--sparsity=0.5,0.8", "--methods=none", "--seeds=0,1"]
+SHORT = [
+    "--epochs-dense=2", "--epochs-reweighted=1", "--epochs-retrain=1", "--batch-size=4",
+    "--lr=3e-3", "--max-length=64", "--linear=spatile",
+]  # fmt: skip
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@dataclass(frozen=True)
+class Swept:
+    """A sweep that came to its end, and the arguments that made it."""
+
+    folder: Path
+    arguments: list[str]
+
+
+@pytest.fixture(scope="session")
+def base(tiny_model: Path, tiny_data: Path) -> list[str]:  # noqa: F811
+    """``sweep`` with a model, data and settings, but no grid."""
+    return ["sweep", "--model", str(tiny_model), "--data", str(tiny_data), *SHORT]
+
+
+@pytest.fixture(scope="session")
+def swept(base: list[str], tmp_path_factory: pytest.TempPathFactory) -> Swept:
+    """Two patterns × two sparsities × two seeds."""
+    out = tmp_path_factory.mktemp("sweeps") / "whole"
+    arguments = [*base, *GRID]
+    how = ["--jobs=2", "--threads=1", "--timing-rounds=1", "--quiet"]
+    assert main([*arguments, *how, "--out", str(out)]) == 0
+    return Swept(out, arguments)
+
+
+@pytest.fixture(scope="session")
+def start() -> Start:
+    """Starts ``spatile`` in a process of its own."""
+
+    def run(arguments: Sequence[str], **how: Any) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "spatile", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            **how,
+        )
+
+    return run
+
+
+def document(
+    cells: Mapping[tuple[str, str, float], Sequence[str]],
+    *,
+    labels: str,
+    dense: Sequence[str],
+    metric: str = "accuracy",
+    latency: Mapping[tuple[str, str, float], float] | None = None,
+) -> dict[str, Any]:
+    """Rows of a made-up sweep: predictions as digits, one string per seed."""
+    from spatile.finetune.metrics import evaluate, majority_floor
+    from spatile.sweep.rows import decode
+
+    y = decode(labels)
+
+    def score(predictions: str) -> float:
+        found: float = evaluate([metric], y, decode(predictions))[metric].value
+        return found
+
+    floor = majority_floor(y, y, [metric])[metric].value
+    rows, dev = [], {"labels": labels}
+    for seed, predictions in enumerate(dense):
+        dev[f"dense seed {seed}"] = predictions
+    for (pattern, method, sparsity), seeds in cells.items():
+        ms = None if latency is None else latency[pattern, method, sparsity]
+        for seed, predictions in enumerate(seeds):
+            dev[f"{pattern} {method} {sparsity:g} seed {seed}"] = predictions
+            rows.append(
+                {
+                    "task": "made-up", "pattern": pattern, "method": method,
+                    "sparsity": sparsity, "seed": seed, "metric": metric,
+                    "value": score(predictions), "dense": score(dense[seed]),
+                    "latency_ms": ms, "dense_latency_ms": 2.0, "torch_latency_ms": 4.0,
+                    "latency_min_ms": ms, "dense_latency_min_ms": 2.0,
+                    "torch_latency_min_ms": 4.0, "pruned": None, "floor": floor,
+                    "achieved": sparsity, "dev_rows": len(labels), "threads": 1, "seconds": 1.0,
+                }
+            )  # fmt: skip
+    return {
+        "task": "made-up", "metrics": [metric], "kind": "classification", "positive": 1,
+        "majority": int(y.sum() * 2 > len(y)), "model": "small", "command": "spatile sweep",
+        "seconds": 75.0, "machine": {}, "train_rows": len(labels),
+        "seeds": list(range(len(dense))), "methods": {m: {} for _, m, _ in cells},
+        "floor": {metric: floor}, "rows": rows, "dev": dev,
+    }  # fmt: skip

@@ -1,0 +1,294 @@
+"""Means, paired differences, intervals and tables of rows whose predictions are made up."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from spatile.finetune.metrics import f1, paired_difference
+from spatile.sweep import read_rows, summarize, write_document
+from spatile.sweep.document import render_document
+from spatile.sweep.rows import COLUMNS, decode, dev_order, encode, write_rows
+from spatile.sweep.summary import break_even, compare_methods
+from spatile.sweep.tables import tables_of
+
+from .conftest import document
+
+LABELS = "0" * 40 + "1" * 60
+
+
+def noisy(wrong: int, seed: int) -> str:
+    """Predictions of which ``wrong`` are wrong, at random places."""
+    y = decode(LABELS)
+    at = np.random.default_rng(seed).choice(len(y), wrong, replace=False)
+    y[at] = 1 - y[at]
+    return str(encode(y))
+
+
+def two_seeds(metric: str = "accuracy") -> dict[str, Any]:
+    return document(
+        {
+            ("tile", "a", 0.5): [noisy(14, 2), noisy(18, 3)],
+            ("tile", "b", 0.5): [noisy(10, 4), noisy(10, 5)],
+        },
+        labels=LABELS,
+        dense=[noisy(10, 0), noisy(12, 1)],
+        metric=metric,
+    )
+
+
+def test_means_losses_and_the_worst_seed() -> None:
+    a, b = summarize(two_seeds())
+    assert (a.pattern, a.method, a.sparsity, a.seeds) == ("tile", "a", 0.5, 2)
+    assert a.mean.value == pytest.approx(0.84)
+    assert a.dense == pytest.approx(0.89)
+    assert a.loss.value == pytest.approx(0.05)
+    assert a.worst == pytest.approx(0.82)
+    assert b.loss.value == pytest.approx(-0.01)
+    for estimate in (a.mean, a.loss, b.mean, b.loss):
+        assert estimate.low < estimate.value < estimate.high
+
+
+def test_the_loss_is_paired_with_the_dense_model_of_the_same_seed() -> None:
+    """Where every model is its dense one, there is no loss, however the two seeds differ."""
+    dense = [noisy(10, 0), noisy(30, 1)]
+    same = document({("tile", "a", 0.5): dense}, labels=LABELS, dense=dense)
+    loss = summarize(same)[0].loss
+    assert (loss.value, loss.low, loss.high) == (0.0, 0.0, 0.0)
+    assert summarize(same)[0].mean.high - summarize(same)[0].mean.low > 0.1
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "f1", "matthews"])
+def test_one_seed_has_the_interval_of_the_paired_difference(metric: str) -> None:
+    dense, pruned = noisy(10, 0), noisy(16, 1)
+    rows = document({("tile", "a", 0.5): [pruned]}, labels=LABELS, dense=[dense], metric=metric)
+    loss = summarize(rows)[0].loss
+    expected = paired_difference(metric, decode(LABELS), decode(dense), decode(pruned))
+    assert loss.value == pytest.approx(expected.value)
+    assert loss.low == pytest.approx(expected.low, abs=0.02)
+    assert loss.high == pytest.approx(expected.high, abs=0.02)
+
+
+def test_seeds_that_differ_widen_the_interval() -> None:
+    dense = [noisy(10, 0)] * 2
+    alike = document({("tile", "a", 0.5): [noisy(20, 1)] * 2}, labels=LABELS, dense=dense)
+    apart = document({("tile", "a", 0.5): [noisy(5, 1), noisy(35, 2)]}, labels=LABELS, dense=dense)
+    widths = [s.loss.high - s.loss.low for s in (summarize(alike)[0], summarize(apart)[0])]
+    assert widths[1] > 1.5 * widths[0]
+
+
+def test_the_floor_is_cleared_only_by_more_than_the_interval() -> None:
+    cells = {
+        ("tile", "good", 0.5): [noisy(10, 2)] * 2,
+        ("tile", "constant", 0.5): ["1" * 100] * 2,
+        ("tile", "close", 0.5): [noisy(36, 3)] * 2,
+    }
+    rows = document(cells, labels=LABELS, dense=[noisy(8, 0)] * 2)
+    found = {s.method: s for s in summarize(rows)}
+    assert [found[m].above_floor for m in ("good", "constant", "close")] == [True, False, False]
+    assert found["constant"].floor == pytest.approx(0.6)
+    assert found["close"].mean.value > 0.6
+
+
+def test_f1_is_that_of_the_positive_class() -> None:
+    rows = two_seeds("f1")
+    dense = [f1(decode(LABELS), decode(rows["dev"][f"dense seed {s}"])).value for s in (0, 1)]
+    assert summarize(rows)[0].dense == pytest.approx(np.mean(dense))
+
+
+def test_regression_is_scored_by_correlation() -> None:
+    random = np.random.default_rng(0)
+    y = random.standard_normal(50)
+    rows = document({("tile", "a", 0.5): ["0" * 50]}, labels="01" * 25, dense=["01" * 25])
+    rows |= {"metrics": ["pearson"], "majority": None, "kind": "regression"}
+    rows["dev"] = {
+        "labels": y.tolist(),
+        "dense seed 0": (y + 0.1 * random.standard_normal(50)).tolist(),
+        "tile a 0.5 seed 0": (y + random.standard_normal(50)).tolist(),
+    }
+    rows["rows"][0] |= {"metric": "pearson", "value": 0.7, "floor": None}
+    found = summarize(rows)[0]
+    expected = [np.corrcoef(y, rows["dev"][name])[0, 1] for name in list(rows["dev"])[1:]]
+    assert found.dense == pytest.approx(expected[0])
+    assert found.mean.value == pytest.approx(expected[1])
+    assert not found.above_floor
+
+
+def test_methods_are_compared_with_the_first() -> None:
+    (found,) = compare_methods(two_seeds())
+    assert (found.method, found.other, found.pattern, found.sparsity) == ("b", "a", "tile", 0.5)
+    assert found.difference.value == pytest.approx(0.06)
+    assert found.difference.low < 0.06 < found.difference.high
+
+
+def test_break_even_is_the_lowest_sparsity_that_is_faster() -> None:
+    latency = {
+        ("tile", "a", 0.3): 2.5,
+        ("tile", "a", 0.5): 1.9,
+        ("tile", "a", 0.7): 1.0,
+        ("row", "a", 0.3): 3.0,
+    }
+    cells = {key: [noisy(10, 1)] for key in latency}
+    rows = document(cells, labels=LABELS, dense=[noisy(9, 0)], latency=latency)
+    found = break_even(summarize(rows))
+    tile = found["tile", "a"]
+    assert tile is not None
+    assert tile.sparsity == 0.5
+    assert found["row", "a"] is None
+    text = "\n".join(str(table.rows) for table in tables_of(rows))
+    assert "nowhere (up to 30 %)" in text
+
+
+def test_a_speedup_holds_in_medians_and_in_minima() -> None:
+    rows = document(
+        {("tile", "a", 0.5): [noisy(10, 1)]},
+        labels=LABELS,
+        dense=[noisy(9, 0)],
+        latency={("tile", "a", 0.5): 1.0},
+    )
+    rows["rows"][0]["latency_min_ms"] = 1.6
+    assert summarize(rows)[0].speedup == pytest.approx(1.25)
+
+
+# ---- rows that don't fit together
+
+
+def test_a_method_without_one_of_the_seeds_is_named() -> None:
+    rows = two_seeds()
+    rows["rows"] = [r for r in rows["rows"] if (r["method"], r["seed"]) != ("b", 1)]
+    words = r"tile b 0\.5 has seeds 0, expected 0, 1: seed 1 is missing"
+    for read in (summarize, compare_methods, tables_of):
+        with pytest.raises(ValueError, match=words):
+            read(rows)
+
+
+def test_a_seed_that_is_there_twice_is_named() -> None:
+    rows = two_seeds()
+    rows["rows"].append(copy.deepcopy(rows["rows"][0]))
+    with pytest.raises(ValueError, match=r"tile a 0\.5 has seeds 0, 0, 1, expected 0, 1"):
+        summarize(rows)
+
+
+def test_seeds_scored_on_other_dev_rows_are_named(tmp_path: Path) -> None:
+    rows = two_seeds()
+    rows["rows"][1]["dev_rows"] = 99
+    words = r"tile a 0\.5 seed 1.* 99 dev rows, expected 100"
+    with pytest.raises(ValueError, match=words):
+        summarize(rows)
+    write_rows(rows, tmp_path)
+    with pytest.raises(ValueError, match=words):
+        read_rows(tmp_path)
+
+
+def test_predictions_for_other_dev_rows_are_named(tmp_path: Path) -> None:
+    rows = two_seeds()
+    rows["dev"]["dense seed 1"] = "01"
+    write_rows(rows, tmp_path)
+    with pytest.raises(ValueError, match="dense seed 1 has 2 dev rows, expected 100"):
+        read_rows(tmp_path)
+
+
+def test_predictions_that_are_missing_are_named() -> None:
+    rows = two_seeds()
+    del rows["dev"]["tile a 0.5 seed 1"]
+    with pytest.raises(ValueError, match=r"predictions of tile a 0\.5 seed 1 are missing"):
+        summarize(rows)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{", "not valid JSON"),
+        ("[]", "format is not"),
+        ('{"format": "spatile.sweep.rows", "version": 9}', "version is 9"),
+        ('{"format": "spatile.sweep.rows", "version": 1}', "'task' is missing"),
+    ],
+)
+def test_damaged_rows_are_named(tmp_path: Path, content: str, words: str) -> None:
+    (tmp_path / "rows.json").write_text(content)
+    with pytest.raises(ValueError, match=f"rows.json: {words}"):
+        read_rows(tmp_path)
+    with pytest.raises(FileNotFoundError, match="expected the rows of a sweep"):
+        read_rows(tmp_path / "other.json")
+
+
+# ---- files
+
+
+def test_rows_are_written_and_read_as_they_are(tmp_path: Path) -> None:
+    rows = two_seeds()
+    write_rows(rows, tmp_path)
+    found = read_rows(tmp_path)
+    assert {k: found[k] for k in rows} == rows
+    lines = (tmp_path / "rows.csv").read_text().splitlines()
+    assert lines[0] == ",".join(COLUMNS)
+    assert len(lines) == 1 + len(rows["rows"])
+    json_lines = (tmp_path / "rows.json").read_text().splitlines()
+    assert sum('"pattern": "tile"' in line for line in json_lines) == len(rows["rows"])
+
+
+def test_dev_rows_are_held_by_label_and_not_in_their_order() -> None:
+    labels = np.arange(50) % 3
+    order = dev_order(labels)
+    assert sorted(order) == list(range(50))
+    assert (np.diff(labels[order]) >= 0).all()
+    first = order[labels[order] == 0]
+    assert (np.diff(first) < 0).any()
+
+
+def test_a_document_has_the_command_the_time_and_all_tables(tmp_path: Path) -> None:
+    rows = two_seeds()
+    for row in rows["rows"]:
+        row["latency_ms"] = row["latency_min_ms"] = 1.0
+    write_rows(rows, tmp_path)
+    (tmp_path / "docs" / "results").mkdir(parents=True)
+    file = tmp_path / "docs" / "results" / "mine.json"
+    (tmp_path / "rows.json").rename(file)
+    target = tmp_path / "docs" / "results.md"
+    write_document([file], target)
+    text = target.read_text("utf-8")
+    assert text == render_document([file], target)
+    assert "```sh\nspatile sweep\n```" in text
+    assert "Took 1 min 15 s" in text
+    assert "| tile | 84.0 (−5.0) |" in text
+    assert "| tile | 50 % | b − a | +6.0 [" in text
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    assert links == ["results/mine.json", "results/mine.sparsity.svg", "results/mine.latency.svg"]
+    for link in links:
+        assert (target.parent / link).is_file(), link
+
+
+def test_every_plot_has_the_floor_and_the_dense_models(tmp_path: Path) -> None:
+    from spatile.sweep.plots import plots_of
+
+    rows = two_seeds()
+    for row in rows["rows"]:
+        row["latency_ms"] = row["latency_min_ms"] = 1.0
+    plots = plots_of(rows)
+    assert [name for name, _, _ in plots] == ["sparsity", "latency"]
+    for _, _, svg in plots:
+        assert "majority class" in svg
+        assert ">dense<" in svg
+        assert "tile, a" in svg
+        assert len(svg) < 60_000
+
+
+def test_rows_that_can_not_be_summarized_write_nothing(tmp_path: Path) -> None:
+    rows = two_seeds()
+    del rows["rows"][0]
+    write_rows(rows, tmp_path)
+    with pytest.raises(ValueError, match="seed 0 is missing"):
+        write_document([tmp_path / "rows.json"], tmp_path / "results.md")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["rows.csv", "rows.json"]
+
+
+def test_labels_are_the_only_trace_of_the_data(tmp_path: Path) -> None:
+    write_rows(two_seeds(), tmp_path)
+    dev = json.loads((tmp_path / "rows.json").read_text())["dev"]
+    assert re.fullmatch("0*1*", dev["labels"])
