@@ -1,0 +1,225 @@
+"""The search for a sparsity: its path, its result, what it refuses, how it goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spatile.cli import main
+from spatile.finetune import RunFolder, target_loss
+from spatile.finetune.target_loss import search_sparsity, summary_lines
+
+from .conftest import TINY
+
+SETTINGS = {
+    name: value
+    for name, value in TINY.items()
+    if name not in ("sparsity", "threads", "timing_rounds")
+}
+Capture = pytest.CaptureFixture[str]
+
+
+class Pipeline:
+    """Stands in for ``finetune``: the loss in points is a function of the sparsity."""
+
+    def __init__(self, loss: Callable[[float], float]) -> None:
+        self.loss = loss
+        self.trained: list[float] = []
+        self.stop_at: float | None = None
+
+    def __call__(self, *, sparsity: float, out: Path, **given: Any) -> dict[str, Any]:
+        if sparsity == self.stop_at:
+            raise KeyboardInterrupt
+        assert given["timing_rounds"] == 0
+        assert (given["epochs_dense"] > 0) == (sparsity == 0.0)
+        self.trained.append(sparsity)
+        value = -self.loss(sparsity) / 100
+        difference = {"value": value, "low": value - 0.02, "high": value + 0.02}
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "report.json").write_text("{}")
+        score = {"value": 0.9 + value}
+        return {
+            "data": {"name": "mrpc", "metrics": ["accuracy", "f1"], "dev_rows": 408},
+            "differences": {"retrained - dense": {"f1": difference}},
+            "scores": {"retrained": {"f1": score}, "dense": {"f1": {"value": 0.9}}},
+        }
+
+
+def search(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, model: Path, out: Path, **changes: Any
+) -> dict[str, Any]:
+    monkeypatch.setattr(target_loss, "finetune", pipeline)
+    given: dict[str, Any] = {"target_loss": 2.0, "timing_rounds": 0, **SETTINGS, **changes}
+    return search_sparsity(model, "data", out=out, **given)
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected", "path"),
+    [
+        (lambda s: 10 * s**2, 0.4, [0.5, 0.25, 0.35, 0.4, 0.45]),
+        (lambda s: 0.0, 0.95, [0.5, 0.75, 0.85, 0.9, 0.95]),
+        (lambda s: 2.0, 0.95, [0.5, 0.75, 0.85, 0.9, 0.95]),
+        (lambda s: 2.1, None, [0.5, 0.25, 0.1, 0.05]),
+        (lambda s: 2.1 if s > 0.05 else -1.0, 0.05, [0.5, 0.25, 0.1, 0.05]),
+    ],
+    ids=["quadratic", "no loss", "at the bound", "too much everywhere", "the least"],
+)
+def test_the_path_and_the_result(
+    loss: Callable[[float], float],
+    expected: float | None,
+    path: list[float],
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pipeline, out = Pipeline(loss), tmp_path / "search"
+    found = search(pipeline, monkeypatch, tiny_model, out)
+    assert pipeline.trained == [0.0, *path]  # dense once
+    assert found["steps"] == path
+    assert [t["sparsity"] for t in found["tries"]] == path
+    assert found["metric"] == "f1"
+    assert (found["result"] or {}).get("sparsity") == expected
+    if expected is None:
+        assert not (out / "best").exists()
+    else:
+        assert (out / "best").resolve() == (out / "tries" / f"{expected:g}").resolve()
+    on_disk = json.loads((out / "search.json").read_text("utf-8"))
+    assert on_disk["result"] == found["result"]
+
+
+def test_a_finer_resolution_takes_more_steps(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = Pipeline(lambda s: 10 * s**2)
+    found = search(pipeline, monkeypatch, tiny_model, tmp_path / "s", resolution=0.01)
+    assert found["result"]["sparsity"] == 0.44
+
+
+def test_the_words_are_honest_about_noise(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = search(Pipeline(lambda s: 10 * s**2), monkeypatch, tiny_model, tmp_path / "s")
+    text = "\n".join(summary_lines(found))
+    assert "sparsity 0.4 loses 1.60 points [-0.40, 3.60]: within the bound" in text
+    assert "sparsity 0.5 loses 2.50 points [0.50, 4.50]: too much" in text
+    assert "highest sparsity that loses at most 2 points: 0.4" in text
+    assert "its interval reaches 3.60" in text
+    assert "at 5 of 5 steps the bound lies within the interval" in text
+    sure = search(Pipeline(lambda s: 40 * s - 23), monkeypatch, tiny_model, tmp_path / "t")
+    assert "at 2 of 4 steps" in "\n".join(summary_lines(sure))
+
+
+def test_a_search_goes_on_where_it_was(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline, out = Pipeline(lambda s: 10 * s**2), tmp_path / "s"
+    pipeline.stop_at = 0.35
+    with pytest.raises(KeyboardInterrupt):
+        search(pipeline, monkeypatch, tiny_model, out)
+    assert pipeline.trained == [0.0, 0.5, 0.25]
+    again = Pipeline(pipeline.loss)
+    found = search(again, monkeypatch, tiny_model, out, resume=True)
+    assert again.trained == [0.35, 0.4, 0.45]
+    assert found["result"]["sparsity"] == 0.4
+    finished = Pipeline(pipeline.loss)
+    assert search(finished, monkeypatch, tiny_model, out, resume=True) == found
+    assert finished.trained == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"target_loss": 3.0}, "target_loss is 3.0, expected 2.0 as in the search"),
+        ({"resolution": 0.1}, "resolution is 0.1, expected 0.05 as in the search"),
+        ({"lr": 1e-3}, "lr is 0.001, expected 0.003 as in the search"),
+    ],
+    ids=["bound", "resolution", "setting"],
+)
+def test_another_search_is_refused(
+    changes: dict[str, Any],
+    words: str,
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pipeline, out = Pipeline(lambda s: 10 * s**2), tmp_path / "s"
+    search(pipeline, monkeypatch, tiny_model, out)
+    with pytest.raises(ValueError, match=words):
+        search(pipeline, monkeypatch, tiny_model, out, resume=True, **changes)
+    with pytest.raises(FileExistsError, match=r"holds a search.*--resume continues the search"):
+        search(pipeline, monkeypatch, tiny_model, out)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, 100.0, float("nan"), float("inf")])
+def test_a_bound_out_of_range_is_refused(value: float, tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"target_loss is .* above 0 and below 100"):
+        search_sparsity(tiny_model, "data", target_loss=value, out=tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_search_needs_a_dense_stage(tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="epochs_dense is 0, expected a dense stage"):
+        search_sparsity(tiny_model, "data", target_loss=1.0, out=tmp_path / "s", epochs_dense=0.0)
+    assert not (tmp_path / "s").exists()
+
+
+# ---- the command
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--target-loss=0"],
+        ["--target-loss=100"],
+        ["--target-loss=nan"],
+        ["--target-loss=much"],
+        ["--target-loss=1", "--sparsity=0.5"],
+        ["--target-loss=1", "--lr=-1"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_use_exits_with_2(
+    arguments: list[str], tiny_model: Path, tiny_data: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    base = ["finetune", "--model", str(tiny_model), "--data", str(tiny_data)]
+    try:
+        code = main([*base, *arguments, "--out", str(tmp_path / "s")])
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    assert code == 2
+    assert "Traceback" not in capsys.readouterr().err
+    assert not (tmp_path / "s").exists()
+
+
+def test_the_command_searches_and_resumes(
+    tiny_model: Path, tiny_data: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    out = tmp_path / "search"
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS.items()]
+    flags += ["--threads=1", "--timing-rounds=1", "--quiet", "--epochs-reweighted=0"]
+    base = ["finetune", "--model", str(tiny_model), "--data", str(tiny_data), *flags]
+    code = main([*base, "--target-loss=30", "--out", str(out)])
+    text = capsys.readouterr().out
+    state = json.loads((out / "search.json").read_text("utf-8"))
+    assert code == 0
+    assert f"highest sparsity that loses at most 30 points: {state['result']['sparsity']:g}" in text
+    best = RunFolder.open(out / "best")
+    assert best.settings.sparsity == state["result"]["sparsity"]
+    report = json.loads((out / "best" / "report.json").read_text("utf-8"))
+    loss = -100 * report["differences"]["retrained - dense"]["accuracy"]["value"]
+    assert state["result"]["loss"] == pytest.approx(loss)
+    assert report["timing"]["rounds"] == 1
+    assert main(["predict", str(out / "best"), "word1 word2"]) == 0
+    models = {str(p.relative_to(out)) for p in out.glob("tries/*/packed")}
+    assert models == {f"tries/{state['result']['sparsity']:g}/packed"}
+
+    capsys.readouterr()
+    trained = {p: p.stat().st_mtime_ns for p in out.glob("**/run.json")}
+    assert main(["finetune", "--resume", "--out", str(out), "--json", "--quiet"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["result"] == state["result"]
+    assert {p: p.stat().st_mtime_ns for p in out.glob("**/run.json")} == trained
