@@ -103,8 +103,8 @@ def _pruning(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--saliency",
-        choices=SALIENCIES,
-        help="what is pruned first: by norm, gradients, or what the layers' outputs miss least",
+        choices=("auto", *SALIENCIES),
+        help="what goes first: by norm, gradients, or what the outputs miss least (auto)",
     )
     group.add_argument(
         "--calibration-rows",
@@ -113,12 +113,12 @@ def _pruning(parser: argparse.ArgumentParser) -> None:
         help="second-order: training rows to look at, without labels (512)",
     )
     group.add_argument("--damping", type=float, help="second-order: of the inverse (0.01)")
-    group.add_argument("--prunings", type=int, metavar="N", help="prune in N steps (1)")
+    group.add_argument("--prunings", type=int, metavar="N", help="prune in N steps (4)")
     group.add_argument(
-        "--epochs-gradual",
+        "--gradual",
         type=float,
-        metavar="N",
-        help="of the retrain stage, over which the prunings are spread (0)",
+        metavar="SHARE",
+        help="of the retrain stage, over which the prunings are spread (1/3)",
     )
     group.add_argument("--method", choices=("proximal", "gradient"), help="of the lasso (proximal)")
     group.add_argument("--strength", help="λ of the lasso, or auto (default)")
@@ -136,7 +136,7 @@ def _pruning(parser: argparse.ArgumentParser) -> None:
 def _training(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("training")
     group.add_argument("--preset", choices=("demo",), help="settings for a short run; flags win")
-    for stage, default in (("dense", 3), ("reweighted", 2), ("retrain", 3)):
+    for stage, default in (("dense", 3), ("reweighted", 0), ("retrain", 6)):
         group.add_argument(
             f"--epochs-{stage}", type=float, metavar="N", help=f"epochs of that stage ({default})"
         )
@@ -144,7 +144,8 @@ def _training(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--eval-batch-size", type=int, metavar="N", help="on dev (64)")
     group.add_argument("--lr", type=float, help="learning rate, falling linearly (5e-5)")
     for stage in ("dense", "reweighted", "retrain"):
-        group.add_argument(f"--lr-{stage}", type=float, metavar="LR", help=f"{stage}'s own")
+        own = " (6 · lr)" if stage == "retrain" else ""
+        group.add_argument(f"--lr-{stage}", type=float, metavar="LR", help=f"{stage}'s own{own}")
     group.add_argument("--warmup", type=float, help="share of a stage with rising rate (0.1)")
     group.add_argument("--weight-decay", type=float, help="AdamW's (0.01)")
     group.add_argument(
@@ -153,13 +154,13 @@ def _training(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const=0.5,
         metavar="WEIGHT",
-        help="learn from the run's own dense stage too, with this weight (0.5 where none is given)",
+        help="of the run's own dense stage's logits against the labels (0.5)",
     )
     group.add_argument(
-        "--distill-hidden", type=float, metavar="WEIGHT", help="from its hidden states too (0)"
+        "--distill-hidden", type=float, metavar="WEIGHT", help="of its hidden states (1)"
     )
     group.add_argument(
-        "--distill-attention", type=float, metavar="WEIGHT", help="from its attention too (0)"
+        "--distill-attention", type=float, metavar="WEIGHT", help="of its attention (0)"
     )
     group.add_argument(
         "--attention",

@@ -69,7 +69,6 @@ def dense_only(settings: Settings) -> Settings:
         saliency="magnitude",
         prunings=1,
         epochs_reweighted=0.0,
-        epochs_gradual=0.0,
         epochs_retrain=0.0,
         distill=0.0,
         distill_hidden=0.0,

@@ -39,8 +39,10 @@ class Keeper:
             if name != "pretrained":
                 save_checkpoint(run.stage(name), model, self._job.tokenizer)
             steps = self._job.steps
+            # Only norms, pruned at once, tell what the penalty itself did to them.
+            by_norm = run.settings.ranks_by == "magnitude" and len(steps.prunings) == 1
             alone = steps.reweighted_end == steps.dense_end or run.settings.twin
-            if name == "dense" and not alone:
+            if name == "dense" and by_norm and not alone:
                 self._prune_without_penalty(model)
             if name in ("pruned", "retrained") and self._pruning is not None:
                 run.state["history"] = _history(self._pruning, name)

@@ -19,13 +19,13 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "scope": ("matrix", "global", "row-balanced"),
     "attention": ("auto", "spatile", "sdpa", "eager"),
     "linear": ("auto", "spatile", "torch"),
-    "saliency": SALIENCIES,
+    "saliency": ("auto", *SALIENCIES),
     "overlap": (None, "error", "drop"),
     "kind": (None, "classification", "regression"),
 }
 _POSITIVE = ("batch_size", "eval_batch_size", "max_length", "lr", "eps", "damping")
 _RATES = ("lr_dense", "lr_reweighted", "lr_retrain")
-_LENGTHS = ("epochs_dense", "epochs_reweighted", "epochs_retrain", "epochs_gradual")
+_LENGTHS = ("epochs_dense", "epochs_reweighted", "epochs_retrain")
 
 #: Named sets of settings; what is given beside one replaces its values.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -42,20 +42,29 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+# What pruning took away is learned back fastest at a rate that would harm a dense model.
+_RETRAIN_LR = 6.0
+
+
 @dataclass(frozen=True)
 class Settings:
     """All that decides a run's result. Each field is the argument of ``finetune`` of that name.
 
     ``attention`` is the back-end while training; ``"auto"`` is spatile's where the model takes it,
     else PyTorch's. ``linear`` says whose matrix products the linear layers use; ``"auto"`` is
-    spatile's where a short trial finds them clearly faster. ``saliency``, ``scope`` and ``damping``
-    are :class:`spatile.torch.Pruner`'s, ``calibration_rows`` the training rows, without labels,
-    that second-order pruning looks at. ``prunings`` are spread over the first ``epochs_gradual`` of
-    the retrain stage (:class:`spatile.sparsity.Stages`). ``distill`` in [0, 1] weighs the dense
-    stage's logits against the labels; ``distill_hidden`` and ``distill_attention`` weigh its hidden
-    states and attention, added to that. A stage's own learning rate replaces ``lr``. ``sparse``
-    lets the retraining stage compute kept groups only, where that is faster
-    (:class:`spatile.torch.PruningCallback`).
+    spatile's where a short trial finds them clearly faster. ``sparse`` lets the retraining stage
+    compute kept groups only, where that is faster (:class:`spatile.torch.PruningCallback`).
+
+    ``saliency``, ``scope`` and ``damping`` are :class:`spatile.torch.Pruner`'s. Saliency
+    ``"auto"`` is ``"second-order"``, but ``"magnitude"`` for single elements, which would take 16
+    times as long, and for scope ``"row-balanced"``, which it can't have. It looks at
+    ``calibration_rows`` training rows, without their labels. ``prunings`` (or as many as there are
+    steps for) are spread over the first ``gradual``, a share, of the retrain stage
+    (:class:`spatile.sparsity.Stages`).
+
+    ``distill`` in [0, 1] weighs the dense stage's logits against the labels; ``distill_hidden`` and
+    ``distill_attention`` weigh its hidden states and its attention, added to that. A stage's own
+    learning rate replaces ``lr``; the retrain stage's is six times ``lr`` where it has none.
     ``data_seed`` draws the rows of ``train_rows`` and ``dev_rows``; None is ``seed``.
 
     Raises ValueError naming the setting, what it is and what was expected.
@@ -70,20 +79,20 @@ class Settings:
     method: str = "proximal"
     strength: float | str = "auto"
     shrink: float = 0.5
-    scope: str = "matrix"
-    saliency: str = "magnitude"
+    scope: str = "global"
+    saliency: str = "auto"
     calibration_rows: int = 512
     damping: float = 0.01
     eps: float = 1e-3
     epochs_dense: float = 3.0
-    epochs_reweighted: float = 2.0
-    epochs_retrain: float = 3.0
-    prunings: int = 1
-    epochs_gradual: float = 0.0
+    epochs_reweighted: float = 0.0
+    epochs_retrain: float = 6.0
+    prunings: int = 4
+    gradual: float = 1 / 3
     ramp: float = 0.5
     reweight_every: float | None = None
-    distill: float = 0.0
-    distill_hidden: float = 0.0
+    distill: float = 0.5
+    distill_hidden: float = 1.0
     distill_attention: float = 0.0
     batch_size: int = 16
     eval_batch_size: int = 64
@@ -134,7 +143,7 @@ class Settings:
             self._check(name, lambda v: v >= 0, "a weight ≥ 0")
         for name in _LENGTHS:
             self._check(name, lambda v: v >= 0, "a number of epochs ≥ 0")
-        for name in ("ramp", "distill", "warmup"):
+        for name in ("ramp", "distill", "warmup", "gradual"):
             self._check(name, lambda v: 0 <= v <= 1, "a fraction in [0, 1]")
         self._check("weight_decay", lambda v: v >= 0, "a number ≥ 0")
         self._check("shrink", lambda v: 0 < v <= 1, "a fraction in (0, 1]")
@@ -171,8 +180,20 @@ class Settings:
     def lr_factors(self) -> tuple[float, float, float]:
         """Each stage's highest learning rate over ``lr``."""
         rates = (self.lr_dense, self.lr_reweighted, self.lr_retrain)
-        first, second, third = (1.0 if rate is None else rate / self.lr for rate in rates)
+        usual = (1.0, 1.0, _RETRAIN_LR)
+        first, second, third = (
+            factor if rate is None else rate / self.lr
+            for rate, factor in zip(rates, usual, strict=True)
+        )
         return first, second, third
+
+    @property
+    def ranks_by(self) -> str:
+        """The saliency, with "auto" decided."""
+        if self.saliency != "auto":
+            return self.saliency
+        element = self.pattern == "element" or self.scope == "row-balanced"
+        return "magnitude" if element else "second-order"
 
     @property
     def teaches(self) -> bool:

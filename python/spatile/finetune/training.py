@@ -74,7 +74,7 @@ def train(run: RunFolder, job: Job, progress: Progress) -> None:
         method=settings.method,  # type: ignore[arg-type]
         eps=settings.eps,
         scope=settings.scope,  # type: ignore[arg-type]
-        saliency=settings.saliency,  # type: ignore[arg-type]
+        saliency=settings.ranks_by,  # type: ignore[arg-type]
         calibration=settings.calibration_rows,
         damping=settings.damping,
         sparse="auto" if settings.sparse else False,
@@ -125,14 +125,16 @@ def stages_of(settings: Settings, rows: int) -> tuple[Stages, StageSteps]:
             f"least one step of training; spatile prune works without any"
         )
     every = settings.reweight_every
+    retrain = total - dense - reweighted
+    spread = round(settings.gradual * retrain)
     stages = Stages(
         dense,
         reweighted,
-        total - dense - reweighted,
+        retrain,
         unit="steps",
         ramp=settings.ramp,
-        prunings=settings.prunings,
-        gradual=round(settings.epochs_gradual * epoch),
+        prunings=min(settings.prunings, 1 + spread),
+        gradual=spread,
         reweight_every=None if every is None else max(1, round(every * epoch)),
     )
     return stages, stages.resolve(steps_per_epoch=epoch, max_steps=total)

@@ -9,15 +9,24 @@ from typing import Any
 
 __all__ = ["METHODS", "read_methods", "read_seeds", "read_sparsities"]
 
-_AT_ONCE: dict[str, Any] = {"saliency": "magnitude", "prunings": 1, "epochs_gradual": 0.0}
+_PUBLISHED: dict[str, Any] = {
+    "saliency": "magnitude",
+    "scope": "matrix",
+    "epochs_reweighted": 2.0,
+    "epochs_retrain": 3.0,
+    "lr_retrain": 5e-5,
+    "prunings": 1,
+    "distill": 0.0,
+    "distill_hidden": 0.0,
+}
 
 #: Methods that need no spelling out: what they change of the settings of ``spatile finetune``.
 #: E.T.'s stages with the lasso as a proximal step and as a gradient, and without the lasso.
 METHODS: dict[str, dict[str, Any]] = {
     "default": {},
-    "reweighted": {**_AT_ONCE, "method": "proximal"},
-    "gradient": {**_AT_ONCE, "method": "gradient"},
-    "none": {**_AT_ONCE, "epochs_reweighted": 0.0, "strength": 0.0},
+    "reweighted": {**_PUBLISHED, "method": "proximal"},
+    "gradient": {**_PUBLISHED, "method": "gradient"},
+    "none": {**_PUBLISHED, "epochs_reweighted": 0.0, "strength": 0.0},
 }
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
