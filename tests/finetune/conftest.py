@@ -97,6 +97,12 @@ class Finished:
 
 TINY: dict[str, Any] = {
     "sparsity": 0.5,
+    "saliency": "magnitude",
+    "scope": "matrix",
+    "prunings": 1,
+    "distill": 0.0,
+    "distill_hidden": 0.0,
+    "lr_retrain": 3e-3,
     "epochs_dense": 6.0,
     "epochs_reweighted": 3.0,
     "epochs_retrain": 3.0,
@@ -107,7 +113,7 @@ TINY: dict[str, Any] = {
     "threads": 1,
     "timing_rounds": 1,
 }
-"""Settings with which the small model learns the small task."""
+"""E.T.'s published stages, with settings with which the small model learns the small task."""
 
 
 @pytest.fixture(scope="session")

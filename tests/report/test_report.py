@@ -32,7 +32,7 @@ def test_the_text_puts_every_stage_beside_the_floor(report: dict[str, Any]) -> N
         "dense",
         "λ = 0, pruned",
         "reweighted",
-        "reweighted, pruned",
+        "pruned",
         "retrained",
     ]
     accuracy = report["scores"]["retrained"]["accuracy"]
@@ -132,3 +132,26 @@ def test_a_damaged_or_newer_report_is_refused_by_name(
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
         read_report(tmp_path)
     assert str(tmp_path / "report.json") in str(caught.value)
+
+
+def test_how_it_was_pruned_is_said(report: dict[str, Any]) -> None:
+    assert "by norm; ranked within each matrix" in render_text(report)
+    report["pruning"]["saliency"], report["pruning"]["scope"] = "second-order", "global"
+    report["pruning"]["prunings"] = [
+        {"step": 5, "pruned": 0.4375, "relative_errors": {"a": 0.5}},
+        {"step": 9, "pruned": 0.5, "relative_errors": {"a": 0.01, "b": 0.02, "c": 0.3}},
+    ]
+    report["settings"].update(distill=0.5, distill_hidden=1.0)
+    text = render_text(report)
+    assert "by second order" in text
+    assert "all matrices ranked together" in text
+    assert "43.8 %, 50.0 % of the weights, after steps 5, 9" in text
+    assert "relative: median 2.0 %, worst 30.0 % (c)" in text
+    assert "learned from the dense stage, by weight: logits 0.5, hidden states 1" in text
+
+
+def test_a_run_without_a_lasso_has_a_report(report: dict[str, Any]) -> None:
+    del report["pruning"]["reweighted"], report["differences"]["pruned - lambda_zero"]
+    del report["scores"]["lambda_zero"]
+    assert "group norms, median" not in render_text(report)
+    assert "<h2>The pruning</h2>" in render_html(report)

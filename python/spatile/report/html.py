@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from spatile.report.plots import plots_of
-from spatile.report.tables import Table, lasso_lines, tables_of
+from spatile.report.pruning import pruning_lines
+from spatile.report.tables import Table, tables_of
 from spatile.sparsity import write_atomically
 
 __all__ = ["render_html", "write_html"]
@@ -37,8 +38,8 @@ def render_html(report: dict[str, Any]) -> str:
         f"{settings['epochs_retrain']:g} retrain; seed {settings['seed']}</p>",
         *(f"<p class='note'>{_e(note)}</p>" for note in data["notes"]),
         _table(scores),
-        "<h2>The penalty</h2>",
-        *(_sentence(line) for line in lasso_lines(report)),
+        "<h2>The pruning</h2>",
+        *(_sentence(line) for line in pruning_lines(report)),
         *(_table(table) for table in rest[:-1]),
         *_plots(report),
         _table(rest[-1]),

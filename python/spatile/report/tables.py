@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Table", "lasso_lines", "tables_of"]
+__all__ = ["Table", "number", "percent", "signed", "tables_of"]
 
 _STAGE_TITLES = {
     "pretrained": "pretrained (head untrained)",
     "dense": "dense",
     "lambda_zero": "λ = 0, pruned",
     "reweighted": "reweighted",
-    "pruned": "reweighted, pruned",
+    "pruned": "pruned",
     "retrained": "retrained",
 }
 
@@ -41,7 +41,7 @@ def _scores(report: dict[str, Any]) -> Table:
     rows = [("majority class", *(_score(report["floor"][m]) for m in metrics), "")]
     for stage, scores in report["scores"].items():
         difference = report["differences"].get(f"{stage} - dense")
-        first = "" if difference is None else _signed(difference[metrics[0]])
+        first = "" if difference is None else signed(difference[metrics[0]])
         rows.append((_STAGE_TITLES[stage], *(_score(scores[m]) for m in metrics), first))
     notes = [f"95 % intervals; n = {report['data']['dev_rows']} dev rows"]
     if report["lambda_zero"]:
@@ -71,7 +71,7 @@ def _cost(report: dict[str, Any]) -> Table:
     sizes, work = report["sizes"], report["multiply_adds"]
     dense, packed = report["summary"]["dense"], report["summary"]["packed"]
     rows = (
-        ("encoder matrices pruned", "0 %", f"{_percent(packed['sparsity'])}", ""),
+        ("encoder matrices pruned", "0 %", f"{percent(packed['sparsity'])}", ""),
         _ratio("on disk, MB", sizes["dense checkpoint"] / 1e6, sizes["packed"] / 1e6),
         _ratio("encoder matrices as run, MB", dense["nbytes"] / 1e6, packed["nbytes"] / 1e6),
         _ratio("multiply-adds per dev example, M", work["dense"] / 1e6, work["packed"] / 1e6),
@@ -86,7 +86,7 @@ def _cost(report: dict[str, Any]) -> Table:
             f"packed logits agree with the trained model's in PyTorch within "
             f"{packed_agrees['max_difference']:.1e} (spatile dense: "
             f"{dense_agrees['max_difference']:.1e})"
-            + ("" if same is None else f", predictions on {_percent(same)} of dev rows"),
+            + ("" if same is None else f", predictions on {percent(same)} of dev rows"),
         ),
     )
 
@@ -126,7 +126,7 @@ def _matrices(report: dict[str, Any]) -> Table:
             row["name"],
             "×".join(str(n) for n in row["shape"]),
             row["pattern"],
-            _percent(row["sparsity"]),
+            percent(row["sparsity"]),
             f"{row['bytes'] / 1e3:.0f}",
         )
         for row in report["summary"]["packed"]["matrices"]
@@ -138,47 +138,13 @@ def _matrices(report: dict[str, Any]) -> Table:
     )
 
 
-def lasso_lines(report: dict[str, Any]) -> list[str]:
-    """What the penalty did, in sentences."""
-    history = report["pruning"]
-    lines = [
-        f"method {history['method']}, λ = {history['strength']:.3g}, ε = {history['eps']:g}, "
-        f"ranked per {history['scope']}"
-    ]
-    lasso = history.get("reweighted")
-    if lasso is None:
-        return [*lines, "no reweighted stage: groups were pruned by the norms of the dense stage"]
-    ratio = lasso["norm_ratio"]
-    agreement = lasso["mask_agreement"]["all"]
-    lines += [
-        f"group norms, median of after/before the reweighted stage: pruned groups "
-        f"{_number(ratio['pruned'])}, kept groups {_number(ratio['kept'])}",
-        f"squared norm removed by pruning: {_percent(lasso['energy_removed'])} "
-        f"(λ = 0: {_percent(lasso['energy_removed_without'])})",
-        f"{_percent(1 - agreement)} of groups are decided otherwise than by λ = 0",
-        _pruning_difference(report),
-    ]
-    if not lasso["acted"]:
-        lines.append(
-            "DEFECT: the reweighted stage changed nothing: the norms of the pruned groups fell by "
-            "less than 5 %; raise the strength or the epochs of the stage"
-        )
-    return lines
-
-
-def _pruning_difference(report: dict[str, Any]) -> str:
-    metric = report["data"]["metrics"][0]
-    difference = report["differences"]["pruned - lambda_zero"][metric]
-    return f"{metric} straight after pruning minus that of λ = 0: {_signed(difference)}"
-
-
 def _score(score: dict[str, Any]) -> str:
     if score["value"] is None:
         return "undefined"
     return f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"
 
 
-def _signed(score: dict[str, Any]) -> str:
+def signed(score: dict[str, Any]) -> str:
     if score["value"] is None:
         return "undefined"
     return f"{score['value']:+.3f} [{score['low']:+.3f}, {score['high']:+.3f}]"
@@ -188,9 +154,9 @@ def _ratio(name: str, dense: float, packed: float) -> tuple[str, str, str, str]:
     return name, f"{dense:.2f}", f"{packed:.2f}", f"{dense / packed:.2f}×" if packed else ""
 
 
-def _percent(fraction: float) -> str:
+def percent(fraction: float) -> str:
     return f"{100 * fraction:.1f} %"
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
     return "none" if value is None else f"{value:.3f}"

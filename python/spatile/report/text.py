@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from spatile.report.tables import Table, lasso_lines, tables_of
+from spatile.report.pruning import pruning_lines
+from spatile.report.tables import Table, tables_of
 
 __all__ = ["render_text", "table_text"]
 
@@ -22,8 +23,8 @@ def render_text(report: dict[str, Any]) -> str:
         "",
     ]
     first, *rest = tables_of(report)
-    lines += [table_text(first), "", "The penalty"]
-    lines += [f"  {line}" for line in lasso_lines(report)]
+    lines += [table_text(first), "", "The pruning"]
+    lines += [f"  {line}" for line in pruning_lines(report)]
     for table in rest:
         lines += ["", table_text(table)]
     return "\n".join(lines) + "\n"
