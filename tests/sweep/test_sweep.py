@@ -254,6 +254,26 @@ def test_a_worker_that_dies_fails_its_job_alone(swept: Swept, tmp_path: Path) ->
     assert (tmp_path / "second" / "report.json").is_file()
 
 
+def test_dense_models_of_another_sweep_serve_here_too(
+    swept: Swept, base: list[str], tmp_path: Path, capsys: Capture
+) -> None:
+    grid = ["--sparsity=0.5", "--methods=none", "--threads=1", "--timing-rounds=0", "--quiet"]
+    how = ["--dense", str(swept.folder), "--out", str(tmp_path / "other")]
+    assert main([*base, *grid, "--lr=1e-3", *how]) == 1
+    assert "lr is 0.001, expected 0.003 as in the dense models of" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+    assert main([*base, *grid, *how]) == 0
+    weights = [
+        f / "dense/seed-0/stages/dense/model.safetensors"
+        for f in (swept.folder, tmp_path / "other")
+    ]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    row = outcome(tmp_path / "other")[0]
+    assert row in outcome(swept.folder)
+    text = (tmp_path / "other" / "results.md").read_text("utf-8")
+    assert "without the dense models, which are another sweep's" in text
+
+
 # ---- killed and stopped
 
 STEPS = ["--sparsity=0.5,0.8", "--epochs-retrain=8", "--checkpoint-every=5", "--seeds=0,1"]

@@ -21,7 +21,7 @@ spatile sweep --tables docs/results/*.json --out docs/results.md"""
 
 _GRID = ("model", "data", "patterns", "sparsity", "methods", "seeds", "task", "latency_threads")
 _OWN = (*_GRID, "run", "debug", "out", "resume", "jobs", "threads", "timing_rounds", "keep")
-_OWN_TOO = ("json", "quiet", "tables", "preset")
+_OWN_TOO = ("json", "quiet", "tables", "preset", "dense")
 
 
 def add(commands: Any) -> argparse.ArgumentParser:
@@ -47,6 +47,9 @@ def add(commands: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--keep", action="store_true", default=False, help="keep all checkpoints of finished runs"
+    )
+    parser.add_argument(
+        "--dense", metavar="SWEEP", default=None, help="take another sweep's dense models"
     )
     parser.add_argument("--json", action="store_true", default=False, help="print the rows as JSON")
     parser.add_argument("--quiet", action="store_true", default=False, help="show no progress")
@@ -147,6 +150,7 @@ def run(given: argparse.Namespace) -> int:
             threads=given.threads,
             timing_rounds=given.timing_rounds,
             keep=given.keep,
+            dense=given.dense,
             progress=Progress(quiet=given.quiet),
         )
     except KeyboardInterrupt:

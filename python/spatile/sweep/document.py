@@ -63,7 +63,7 @@ def _section(document: Mapping[str, Any], file: Path, target: Path) -> str:
         document["command"],
         "```",
         "",
-        _where(document["seconds"], machine),
+        _where(document["seconds"], machine, borrowed=" --dense " in document["command"]),
         "",
         *_methods(document["methods"]),
         *(f"{markdown(table)}" for table in tables_of(document)),
@@ -75,8 +75,10 @@ def _section(document: Mapping[str, Any], file: Path, target: Path) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _where(seconds: float, machine: Mapping[str, Any]) -> str:
+def _where(seconds: float, machine: Mapping[str, Any], *, borrowed: bool) -> str:
     text = f"Took {duration(seconds)}"
+    if borrowed:
+        text += ", without the dense models, which are another sweep's,"
     if machine:
         text += (
             f" on {machine['processor']}, {machine['cores']} cores, {machine['jobs']} runs at once "

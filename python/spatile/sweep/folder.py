@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from spatile.finetune.run_folder import RunFolder
+from spatile.finetune.run_folder import RunFolder, write_folder
 from spatile.sparsity import write_atomically
 from spatile.sweep.spec import Cell, Spec
 
@@ -134,6 +134,41 @@ class SweepFolder:
     def write_timing(self, cell: Cell, timing: dict[str, Any]) -> None:
         """Note what running a cell's configuration takes."""
         _write(self.cell(self.timed(cell)) / "timing.json", timing)
+
+    def check_dense(self, spec: Spec, data: str) -> None:
+        """Raise ValueError where dense models here are not what another ``spec`` would train.
+
+        ``data`` is the fingerprint of its rows.
+        """
+        for seed in filter(self.has_dense, spec.seeds):
+            run = RunFolder.open(self.dense(seed))
+            wanted = spec.dense_settings(seed)
+            for name in run.settings.differences(wanted):
+                before, now = getattr(run.settings, name), getattr(wanted, name)
+                raise ValueError(
+                    f"sweep: {name} is {now!r}, expected {before!r} as in the dense models of "
+                    f"{self.path}"
+                )
+            if run.state["data"] != data:
+                raise ValueError(
+                    f"sweep: data is {spec.data}, whose rows are not those that the dense models "
+                    f"of {self.path} were trained on, expected the same"
+                )
+
+    def borrow_dense(self, other: SweepFolder) -> None:
+        """Copy the dense runs that are lacking from another sweep, as far as it has them."""
+        left_out = shutil.ignore_patterns("trainer", "packed", "pruned", "retrained")
+        for seed in self.spec.seeds:
+            if self.has_dense(seed) or not other.has_dense(seed):
+                continue
+            source = other.dense(seed)
+
+            def copy(folder: Path, source: Path = source) -> None:
+                shutil.copytree(source, folder, dirs_exist_ok=True, ignore=left_out)
+
+            write_folder(self.dense(seed), copy)
+            self.state["dense_from"] = os.fspath(other.path)
+        self.write()
 
     def tidy_dense(self, seed: int) -> None:
         """Drop what no cell needs of a seed's dense run."""

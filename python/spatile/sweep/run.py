@@ -39,6 +39,7 @@ def sweep(
     threads: int | None = None,
     timing_rounds: int = 7,
     keep: bool = False,
+    dense: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Train and measure all cells of ``spec``; returns the rows that ``out`` holds too.
@@ -47,7 +48,8 @@ def sweep(
     are trained at once on ``threads`` threads each (default: the cores, shared out). Afterwards
     the packed model of each configuration is timed with nothing else running, on
     ``spec.latency_threads`` threads, in ``timing_rounds`` passes (0: not at all) interleaved with
-    the dense model run by spatile and by PyTorch.
+    the dense model run by spatile and by PyTorch. ``dense`` is another sweep's folder, whose dense
+    models serve here too as far as it has the seeds.
 
     ``out`` gets ``rows.json`` and ``rows.csv`` after every cell (:mod:`spatile.sweep.rows`), and
     at the end ``results.md`` with its plots. Of a finished cell its report and logits stay, with
@@ -56,7 +58,8 @@ def sweep(
     was asked for before; None adds nothing.
 
     Raises FileExistsError where ``out`` holds anything (unless resuming), ValueError for a
-    ``spec`` or data whose rows could not be compared with those that are there, RuntimeError where
+    ``spec`` or data whose rows could not be compared with those that are there, and for ``dense``
+    models of other settings or rows, RuntimeError where
     cells failed, naming them, once the others are through, and KeyboardInterrupt after Ctrl-C, once
     each run has written a checkpoint.
 
@@ -69,8 +72,11 @@ def sweep(
     if threads is None:
         threads = max(1, (os.cpu_count() or 1) // jobs)
     progress = Progress(quiet=True) if progress is None else progress
-    folder, task = _open(spec, out) if resume else _create(spec, out)
+    other = None if dense is None else SweepFolder.open(dense)
+    folder, task = _open(spec, out, other) if resume else _create(spec, out, other)
     with folder.locked() as lock:
+        if other is not None:
+            folder.borrow_dense(other)
         work = _Sweep(folder, task, progress, keep=keep)
         failed = work.train(jobs, threads, lock)
         if timing_rounds > 0:
@@ -83,15 +89,22 @@ def sweep(
     return document
 
 
-def _create(spec: Spec | None, out: str | os.PathLike[str]) -> tuple[SweepFolder, Task]:
+def _create(
+    spec: Spec | None, out: str | os.PathLike[str], other: SweepFolder | None
+) -> tuple[SweepFolder, Task]:
     if spec is None:
         raise ValueError("sweep: spec is None, expected a grid, which only a resumed sweep has")
     check_new(out)
     task = load_data(spec.dense_settings(spec.seeds[0]))
+    # Only what can be run may leave a folder, which would then be in the way.
+    if other is not None:
+        other.check_dense(spec, fingerprint(task))
     return SweepFolder.create(out, spec, data=fingerprint(task)), task
 
 
-def _open(spec: Spec | None, out: str | os.PathLike[str]) -> tuple[SweepFolder, Task]:
+def _open(
+    spec: Spec | None, out: str | os.PathLike[str], other: SweepFolder | None
+) -> tuple[SweepFolder, Task]:
     folder = SweepFolder.open(out)
     wanted = folder.spec if spec is None else folder.spec.extended(spec)
     task = load_data(wanted.dense_settings(wanted.seeds[0]))
@@ -100,6 +113,8 @@ def _open(spec: Spec | None, out: str | os.PathLike[str]) -> tuple[SweepFolder, 
             f"sweep: data is {wanted.data}, whose rows are not those that {folder.path} was "
             f"started with, expected the same"
         )
+    if other is not None:
+        other.check_dense(wanted, folder.state["data"])
     folder.spec = wanted
     folder.write()
     return folder, task

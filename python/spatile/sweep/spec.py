@@ -145,8 +145,8 @@ class Spec:
             seeds=_union(self.seeds, other.seeds),
         )
 
-    def command(self, out: str) -> str:
-        """The shell command that makes this sweep."""
+    def command(self, out: str, *, dense: str | None = None) -> str:
+        """The shell command that makes this sweep, with the dense models of the sweep ``dense``."""
         methods = ",".join(_spell_method(n, m) for n, m in self.methods.items())
         words = ["--model", self.model, "--data", self.data]
         words += [] if self.task is None else ["--task", self.task]
@@ -158,6 +158,7 @@ class Spec:
         for name, value in self.shared.items():
             if (name, value) != ("data_seed", 0):
                 words += _spell_flag(name, value)
+        words += [] if dense is None else ["--dense", dense]
         return shlex.join(["spatile", "sweep", *words, "--out", out])
 
     def to_dict(self) -> dict[str, Any]:
