@@ -97,9 +97,10 @@ class LayerWalk:
             for (args, _), mask in zip(self._calls, self._valid, strict=True)
         ]
 
-    def grams(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
+    def grams(self, names: Sequence[str], *, advance: bool = False) -> dict[str, torch.Tensor]:
         """XᵀX of what modules of the current layer see, as it is now: float64 (in, in) by name.
 
+        ``advance`` goes on to the next layer with what this one gave, as :meth:`advance` would.
         Raises ValueError for a module that is not in the current layer, or that did not run.
         """
         here = self.layers[self._at]
@@ -128,22 +129,24 @@ class LayerWalk:
                 hooks.append(self._modules[name].register_forward_pre_hook(listen(name)))
             for i, (args, kwargs) in enumerate(self._calls):
                 valid = self._valid[i]
-                self._modules[here](*args, **kwargs)
+                out = self._modules[here](*args, **kwargs)
+                if advance:
+                    self._calls[i] = ((_hidden(out), *args[1:]), kwargs)
         finally:
             for hook in hooks:
                 hook.remove()
         missing = [name for name in names if name not in grams]
         if missing:
             raise ValueError(f"LayerWalk: {missing[0]} did not run in {here}")
+        if advance:
+            self._at = min(self._at + 1, len(self.layers) - 1)
         return grams
 
     def advance(self) -> None:
         """Run the current layer and go on to the next one."""
         layer = self._modules[self.layers[self._at]]
         for i, (args, kwargs) in enumerate(self._calls):
-            out = layer(*args, **kwargs)
-            hidden = out[0] if isinstance(out, tuple) else out
-            self._calls[i] = ((hidden, *args[1:]), kwargs)
+            self._calls[i] = ((_hidden(layer(*args, **kwargs)), *args[1:]), kwargs)
         self._at = min(self._at + 1, len(self.layers) - 1)
 
     def _arrive(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -178,6 +181,11 @@ def calibration_batches(
             {k: v for k, v in batch.items() if k in known and k not in ("labels", "label")}
         )
     return batches
+
+
+def _hidden(out: Any) -> Any:
+    """A layer's hidden states; some versions of transformers give them in a tuple."""
+    return out[0] if isinstance(out, tuple) else out
 
 
 def _valid_rows(x: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:

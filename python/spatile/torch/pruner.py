@@ -7,28 +7,22 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from spatile import ops
-from spatile.patterns import Pattern
 from spatile.sparsity import Plan, PlannedMatrix
-from spatile.sparsity.plan import check_sparsity
-from spatile.sparsity.saliency import SALIENCIES, Saliency
+from spatile.sparsity.saliency import Saliency
+from spatile.torch.choice import Calibration, GroupChoice, Scope
 from spatile.torch.distributed import broadcast_from_first
 from spatile.torch.parameters import planned_matrices, weight_view
-from spatile.torch.saliency import GradientScores, masks_by_score
-from spatile.torch.second_order import compensate, find_removals, removal_masks
 
-__all__ = ["Method", "Pruner", "Scope"]
+__all__ = ["Calibration", "Method", "Pruner", "Scope"]
 
 Method = Literal["proximal", "gradient"]
-Scope = Literal["matrix", "global", "row-balanced"]
-Batches = Iterable[Mapping[str, torch.Tensor]]
-Calibration = Sequence[Mapping[str, torch.Tensor]] | Callable[[], Batches]
 
 # In these dtypes w·(1 − c) rounds back to w for a small c, so that a small step would never act.
 # Shrinkage is summed per group until it is this fraction of the norm: two bits above the rounding.
@@ -108,39 +102,32 @@ class Pruner:
         self.plan = plan
         self.method: Method = method
         self.eps = float(eps)
-        self.scope: Scope = _checked_scope(scope)
-        self.saliency: Saliency = saliency
-        self._check_saliency(calibration, damping)
-        self.calibration = calibration
-        self.damping = float(damping)
         self.optimizer = optimizer
         self.strength = strength
-        self._model = model
         self._matrices, self._parameters = planned_matrices(model, plan)
+        self._choice = GroupChoice(
+            model,
+            self._matrices,
+            self._parameters,
+            saliency=saliency,
+            scope=scope,
+            calibration=calibration,
+            damping=damping,
+        )
         self._beta: dict[str, torch.Tensor] = {}
         self._masks: dict[str, torch.Tensor] = {}
         self._pending: dict[str, torch.Tensor] = {}
-        self._scores: GradientScores | None = None
-        if saliency in ("movement", "taylor"):
-            self._scores = GradientScores(saliency)
         self._errors: dict[str, float] = {}
 
-    def _check_saliency(self, calibration: Calibration | None, damping: float) -> None:
-        if self.saliency not in SALIENCIES:
-            listed = ", ".join(repr(s) for s in SALIENCIES)
-            raise ValueError(f"Pruner: saliency is {self.saliency!r}, expected one of {listed}")
-        if self.saliency == "second-order":
-            if calibration is None:
-                raise ValueError(
-                    "Pruner: calibration is None, expected batches for saliency 'second-order'"
-                )
-            if self.scope == "row-balanced":
-                raise ValueError(
-                    "Pruner: scope is 'row-balanced', expected 'matrix' or 'global' with saliency "
-                    "'second-order'"
-                )
-        if not (math.isfinite(damping) and damping > 0):
-            raise ValueError(f"Pruner: damping is {damping}, expected a positive number")
+    @property
+    def scope(self) -> Scope:
+        """What is ranked together, as given at construction."""
+        return self._choice.scope
+
+    @property
+    def saliency(self) -> Saliency:
+        """What groups are ranked by."""
+        return self._choice.saliency
 
     @property
     def strength(self) -> float:
@@ -205,11 +192,7 @@ class Pruner:
         β is computed first where :meth:`reweight` was never called. Frozen parameters are left out.
         Saliency by gradients looks at them here, before the penalty is added.
         """
-        if self._scores is not None:
-            for m in self._matrices:
-                grad = self._parameters[m.parameter].grad
-                if grad is not None:
-                    self._scores.add(m, self.weight(m), weight_view(grad, m))
+        self._choice.observe()
         if self.method != "gradient" or self._strength == 0.0:
             return
         self._ensure_beta()
@@ -275,20 +258,9 @@ class Pruner:
                 f"it now uses: are the processes' weights the same?",
                 stacklevel=2,
             )
-        if self.saliency == "second-order":
-            self._errors = compensate(
-                self._model,
-                self._matrices,
-                self._parameters,
-                masks,
-                self._calibration_batches(),
-                damping=self.damping,
-            )
-            broadcast_from_first([self.weight(m) for m in self._matrices])
+        self._errors = self._choice.pruned(masks)
         self._masks = masks
         self._pending.clear()
-        if self._scores is not None:
-            self._scores.clear()
         self.strength = 0.0
         self.apply_masks()
         return self.masks
@@ -301,57 +273,7 @@ class Pruner:
         scope: Scope | None = None,
     ) -> dict[str, torch.Tensor]:
         """The masks that :meth:`prune` would set now; changes nothing."""
-        chosen = self.scope if scope is None else _checked_scope(scope)
-        override = None if sparsity is None else check_sparsity(sparsity)
-        if not 0.0 < fraction <= 1.0:
-            raise ValueError(f"Pruner: fraction is {fraction}, expected a fraction in (0, 1]")
-        pools = self._pools(chosen)
-        wanted = [(p[0].sparsity if override is None else override) * fraction for p in pools]
-        if self.saliency == "second-order":
-            if chosen == "row-balanced":
-                raise ValueError("Pruner: scope is 'row-balanced', expected 'matrix' or 'global'")
-            removals = find_removals(
-                self._model,
-                self._matrices,
-                self._parameters,
-                self._calibration_batches(),
-                damping=self.damping,
-            )
-            masks = removal_masks(pools, removals, wanted, scope=chosen)
-        else:
-            masks = {}
-            for pool, target in zip(pools, wanted, strict=True):
-                found = self._masks_of_pool(pool, target, row_balanced=chosen == "row-balanced")
-                masks.update(zip((m.name for m in pool), found, strict=True))
-        return {m.name: masks[m.name] for m in self._matrices}
-
-    def _masks_of_pool(
-        self, pool: Sequence[PlannedMatrix], sparsity: float, *, row_balanced: bool
-    ) -> list[torch.Tensor]:
-        per_row = row_balanced and pool[0].mask_shape[1] > 1
-        if self._scores is not None:
-            return masks_by_score(
-                pool,
-                self._scores.of(pool),
-                self._masks,
-                sparsity=sparsity,
-                row_balanced=per_row,
-            )
-        try:
-            found: list[torch.Tensor] = ops.prune_mask(
-                [self.weight(m) for m in pool],
-                pattern=[m.pattern for m in pool],
-                sparsity=sparsity,
-                scope="row-balanced" if per_row else "global",
-            )
-        except ValueError as error:
-            raise ValueError(f"{', '.join(m.name for m in pool)}: {error}") from None
-        return found
-
-    def _calibration_batches(self) -> Batches:
-        given = self.calibration
-        assert given is not None
-        return given() if callable(given) else given
+        return self._choice.masks(self._masks, sparsity=sparsity, fraction=fraction, scope=scope)
 
     def strength_for(self, shrink: float, total_lr: float) -> float:
         """The λ that takes at most the fraction ``shrink`` off a group at the pruning's edge.
@@ -380,6 +302,7 @@ class Pruner:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs besides the weights; tensors are not copied."""
+        gradients = self._choice.gradients
         return {
             "plan": self.plan.to_dict(),
             "strength": self._strength,
@@ -390,7 +313,7 @@ class Pruner:
             "beta": self.beta,
             "masks": self.masks,
             "pending": dict(self._pending),
-            "scores": {} if self._scores is None else dict(self._scores.scores),
+            "scores": {} if gradients is None else dict(gradients.scores),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -411,8 +334,8 @@ class Pruner:
         self._beta = self._checked_tensors("beta", state["beta"])
         self._masks = self._checked_tensors("masks", state["masks"])
         self._pending = self._checked_tensors("pending", state["pending"])
-        if self._scores is not None:
-            self._scores.scores = self._checked_tensors("scores", state.get("scores", {}))
+        if self._choice.gradients is not None:
+            self._choice.gradients.scores = self._checked_tensors("scores", state.get("scores", {}))
         self.apply_masks()
 
     def _checked_tensors(
@@ -463,24 +386,3 @@ class Pruner:
             step = torch.where(due, pending, torch.zeros_like(pending))
             ops.group_shrink_(weight, pattern=m.pattern, beta=step, strength=1.0)
             pending.sub_(step)
-
-    def _pools(self, scope: Scope) -> list[list[PlannedMatrix]]:
-        """Matrices ranked together: all of one pattern and sparsity, or each alone.
-
-        Patterns don't mix, for then a row and a tile would count alike, and the share of groups
-        pruned would say nothing about the share of weights.
-        """
-        if scope != "global":
-            return [[m] for m in self._matrices]
-        pools: dict[tuple[Pattern, float], list[PlannedMatrix]] = {}
-        for m in self._matrices:
-            pools.setdefault((m.pattern, m.sparsity), []).append(m)
-        return list(pools.values())
-
-
-def _checked_scope(scope: Scope) -> Scope:
-    if scope not in ("matrix", "global", "row-balanced"):
-        raise ValueError(
-            f"Pruner: scope is {scope!r}, expected 'matrix', 'global' or 'row-balanced'"
-        )
-    return scope

@@ -40,7 +40,7 @@ def find_removals(
     found: dict[str, Removals] = {}
     with LayerWalk(model, batches) as walk:
         for here in _by_layer(matrices, walk.layers):
-            grams = walk.grams(_modules(here))
+            grams = walk.grams(_modules(here), advance=True)
             for m in here:
                 found[m.name] = ops.second_order_removals(
                     weight_view(parameters[m.parameter], m),
@@ -48,7 +48,6 @@ def find_removals(
                     pattern=m.pattern,
                     damping=damping,
                 )
-            walk.advance()
     return {m.name: found[m.name] for m in matrices}
 
 
