@@ -45,12 +45,13 @@ def plots_of(document: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _against_sparsity(document: Mapping[str, Any], found: list[Summary]) -> str:
-    figure = new_figure(7.5, 4.2)
+    figure = new_figure(8.0, 4.2)
     axes = figure.subplots()
     groups = list(_groups(found))
+    step = min(0.5, 3.0 / len(groups))
     for i, (label, style, points) in enumerate(groups):
         # A little apart, so that intervals at the same sparsity don't cover each other.
-        x = [100 * s.sparsity + 0.5 * (i - (len(groups) - 1) / 2) for s in points]
+        x = [100 * s.sparsity + step * (i - (len(groups) - 1) / 2) for s in points]
         y = [100 * s.mean.value for s in points]
         below = [100 * (s.mean.value - s.mean.low) for s in points]
         above = [100 * (s.mean.high - s.mean.value) for s in points]
@@ -61,7 +62,7 @@ def _against_sparsity(document: Mapping[str, Any], found: list[Summary]) -> str:
 
 
 def _against_time(document: Mapping[str, Any], found: list[Summary]) -> str:
-    figure = new_figure(7.5, 4.2)
+    figure = new_figure(8.0, 4.2)
     axes = figure.subplots()
     timed = [s for s in found if s.latency_ms is not None]
     for label, style, points in _groups(timed):
@@ -75,11 +76,11 @@ def _against_time(document: Mapping[str, Any], found: list[Summary]) -> str:
                 textcoords="offset points",
                 fontsize=7,
             )
-    _levels(axes, document, found)
     dense = [s.dense_latency_ms for s in timed if s.dense_latency_ms is not None]
     if dense:
         middle = sorted(dense)[len(dense) // 2]
-        axes.axvline(middle, color="#777777", linewidth=0.8, linestyle="--")
+        axes.axvline(middle, color="#777777", linewidth=0.8, linestyle="-.", label="dense, time")
+    _levels(axes, document, found)
     axes.set_xlabel("milliseconds per example, one at a time (numbers: % pruned)")
     return svg_of(figure)
 
@@ -114,4 +115,4 @@ def _levels(axes: Any, document: Mapping[str, Any], found: list[Summary]) -> Non
             100 * floor, color="black", linewidth=0.9, linestyle=":", label="majority class"
         )
     axes.set_ylabel(f"{metric_name(metric)}, points")
-    axes.legend(frameon=False, fontsize=8)
+    axes.figure.legend(loc="outside right upper", frameon=False, fontsize=8)
