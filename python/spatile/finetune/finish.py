@@ -27,8 +27,6 @@ __all__ = ["TOLERANCE", "finish"]
 
 #: How far logits of the packed model may be from those of the trained one.
 TOLERANCE = 1e-4
-#: The same where the trained model computed them under bfloat16 autocast.
-BF16_TOLERANCE = 1e-2
 
 # Examples that are timed, by batch size: one alone as a service sees them, and many together.
 _TIMED = {1: 48, 32: 128}
@@ -51,8 +49,7 @@ def finish(run: RunFolder, task: Task, progress: Progress, *, rounds: int) -> di
         name: _agreement(task, run.logits(stage), _logits(encoder, task))
         for name, stage, encoder in (("packed", "retrained", packed), ("dense", "dense", dense))
     }
-    tolerance = BF16_TOLERANCE if settings.bf16 else TOLERANCE
-    check_agreement(agreement, run.packed, tolerance)
+    check_agreement(agreement, run.packed)
     progress.say(
         f"packed: logits agree with the trained model's within "
         f"{agreement['packed']['max_difference']:.1e} on {len(task.dev)} dev rows"
@@ -65,17 +62,15 @@ def finish(run: RunFolder, task: Task, progress: Progress, *, rounds: int) -> di
     return read_report(run.path)
 
 
-def check_agreement(
-    agreement: dict[str, dict[str, Any]], path: Path, tolerance: float = TOLERANCE
-) -> None:
+def check_agreement(agreement: dict[str, dict[str, Any]], path: Path) -> None:
     """Raise RuntimeError where a model run by spatile differs from PyTorch's."""
     for name, found in agreement.items():
         # Written so that NaN fails too.
-        if not found["max_difference"] <= tolerance:
+        if not found["max_difference"] <= TOLERANCE:
             raise RuntimeError(
                 f"finetune: logits of the {name} model ({path}) differ by "
                 f"{found['max_difference']:.3g} from PyTorch's on dev, expected at most "
-                f"{tolerance:g}; the checkpoints under stages/ are whole"
+                f"{TOLERANCE:g}; the checkpoints under stages/ are whole"
             )
 
 

@@ -29,13 +29,16 @@ def predict_logits(
     """
     was_training = model.training
     model.eval()
+    # What counts is what the packed model will give: float32, also while training is under
+    # autocast, which accelerate wraps into the model's forward.
+    run = getattr(model, "_original_forward", model)
     lengths = data.lengths
     order = np.argsort([-n for n in lengths], kind="stable")
     parts = []
     for start in range(0, len(order), batch_size):
         places = [int(i) for i in order[start : start + batch_size]]
         batch = data.pad([data.rows[i] for i in places])
-        outputs = model(**batch, output_hidden_states=hidden is not None)
+        outputs = run(**batch, output_hidden_states=hidden is not None)
         parts.append(outputs.logits.float().numpy())
         if hidden is not None:
             layers = torch.stack(outputs.hidden_states[1:], dim=2).bfloat16()
