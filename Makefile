@@ -8,7 +8,7 @@ PYTHON ?= python3
 VENV ?= .venv
 DEMO_RUN ?= demo-run
 BENCH_ARGS ?=
-DEMO_ARGS ?= --preset demo --model minilm --data data/qa --sparsity 0.25
+DEMO_ARGS ?= --preset demo --model minilm --data data/qa --sparsity 0.5
 PYTEST_ARGS ?=
 
 BIN := $(VENV)/bin
