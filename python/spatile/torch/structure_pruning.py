@@ -67,15 +67,15 @@ def prune_structure(
     batches: Iterable[Mapping[str, torch.Tensor]] | None = None,
     *,
     saliency: Literal["second-order", "magnitude"] = "second-order",
-    scope: Scope = "global",
+    scope: Scope = "matrix",
     fraction: float = 1.0,
     damping: float = 0.01,
     optimizer: torch.optim.Optimizer | None = None,
 ) -> Structure:
     """Remove the heads, neurons and layers that the structure entries of ``plan`` say, in place.
 
-    First layers: each time that one whose absence changes the encoder's output on ``batches``
-    least. Then heads and neurons, by ``saliency``:
+    First layers: each time that one whose absence changes the model's output on ``batches`` least.
+    Then heads and neurons, by ``saliency``:
 
     - ``"second-order"``: those that the outputs of W_O and of the second feed-forward matrix miss
       least on ``batches``; what stays of these matrices makes up for them, layer by layer on the
@@ -99,11 +99,12 @@ def prune_structure(
     structure = apply_structure(model, optimizer=optimizer)
     pools = _pools(encoder_layers(model), plan, structure)
     needed = [k for k in pools if pools[k] and (k == "layers" or saliency == "second-order")]
-    if needed and batches is None:
-        raise ValueError(
-            f"prune_structure: batches is None, expected texts to choose {needed[0]} by"
-        )
     listed = [] if batches is None else [dict(batch) for batch in batches]
+    if needed and not listed:
+        given = "None" if batches is None else "empty"
+        raise ValueError(
+            f"prune_structure: batches is {given}, expected texts to choose {needed[0]} by"
+        )
     with torch.no_grad():
         for pool in pools["layers"]:
             for number in _layers_to_drop(model, pool, structure, fraction, listed):
@@ -156,31 +157,40 @@ def _layers_to_drop(
 
 
 def _least_missed(model: nn.Module, candidates: Sequence[int], batches: Batches) -> int:
-    """The place of the layer without which the encoder's output changes least."""
+    """The place of the layer without which the model's output changes least.
+
+    What a layer changes of its own input says less: on a fine-tuned MiniLM, the layer that changed
+    it least was the one without which F1 fell furthest.
+    """
     modules = encoder_layers(model).modules
-    all_of_them = list(modules)
-    whole = _outputs(model, batches)
-    changes = {}
+    all_of_them, was_training = list(modules), model.training
+    model.eval()
+    changes: dict[int, float] = {}
     try:
+        whole = [_output(model, batch) for batch in batches]
         for i in candidates:
             del modules[i]
             changes[i] = sum(
-                float(((a - b).norm(dim=1) / b.norm(dim=1)).double().sum())
-                for a, b in zip(_outputs(model, batches), whole, strict=True)
+                float((_output(model, batch) - before).double().square().sum())
+                for batch, before in zip(batches, whole, strict=True)
             )
             del modules[:]
             modules.extend(all_of_them)
     finally:
         del modules[:]
         modules.extend(all_of_them)
+        model.train(was_training)
     return min(changes, key=lambda i: changes[i])
 
 
-def _outputs(model: nn.Module, batches: Batches) -> list[torch.Tensor]:
-    with LayerWalk(model, batches) as walk:
-        for _ in walk.layers:
-            walk.advance()
-        return walk.inputs
+def _output(model: nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Logits, or hidden states of valid tokens."""
+    out = model(**batch)
+    logits = getattr(out, "logits", None)
+    first: torch.Tensor = out[0] if logits is None else logits
+    mask = batch.get("attention_mask")
+    tokens = first.ndim == 3 and mask is not None and first.shape[:2] == mask.shape
+    return first[mask.bool()] if tokens and mask is not None else first
 
 
 # ---- heads and neurons --------------------------------------------------------------------------
