@@ -292,7 +292,7 @@ def test_nan_does_not_pass_for_agreement() -> None:
             {"epochs_dense": 0.0, "epochs_reweighted": 0.0, "epochs_retrain": 0.0},
             "expected at least one step of training",
         ),
-        ({"saliency": "size"}, "saliency is 'size', expected one of 'magnitude', 'movement'"),
+        ({"saliency": "size"}, "saliency is 'size', expected one of 'auto', 'magnitude'"),
         ({"prunings": 0}, "prunings is 0, expected a whole number ≥ 1"),
         ({"gradual": 1.5}, r"gradual is 1.5, expected a fraction in \[0, 1\]"),
         ({"distill_hidden": -1.0}, r"distill_hidden is -1.0, expected a weight ≥ 0"),

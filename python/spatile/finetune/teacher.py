@@ -103,7 +103,7 @@ class Teacher:
             size, data = self._settings.eval_batch_size, self._data
             hidden: dict[int, torch.Tensor] = {}
             listen = None if self._settings.distill_hidden == 0 else hidden.__setitem__
-            with torch.autocast("cpu", enabled=False):
+            with torch.autocast("cpu", torch.bfloat16, enabled=self._settings.bf16):
                 logits = predict_logits(self._teacher(), data, size, hidden=listen)
             self._logits = torch.from_numpy(logits)
             self._hidden = [hidden[i] for i in sorted(hidden)]

@@ -115,8 +115,10 @@ class LayerWalk:
                 nonlocal last
                 x = args[0]
                 if last is None or last[0] is not x:
-                    rows = _valid_rows(x, valid).float().t().contiguous()
-                    last = x, ops.linear(rows, rows).double()
+                    # Of bfloat16 inputs, as under autocast, bfloat16 products are exact.
+                    how: Any = "bfloat16" if x.dtype == torch.bfloat16 else None
+                    columns = _valid_rows(x, valid).float().t().contiguous()
+                    last = x, ops.linear(columns, columns, compute=how).double()
                 gram = last[1]
                 grams[name] = grams[name].add_(gram) if name in grams else gram.clone()
 
@@ -162,8 +164,8 @@ def calibration_batches(
 ) -> list[dict[str, torch.Tensor]]:
     """``rows`` rows of a loader's data, drawn by ``seed``, as batches without their labels.
 
-    Draws nothing from any shared generator and leaves the loader as it is. Raises ValueError where
-    the data can't be indexed.
+    Draws nothing from any shared generator and leaves the loader as it is. Where the data has
+    ``lengths``, rows of similar length go together. Raises ValueError where it can't be indexed.
     """
     data = getattr(dataloader, "dataset", None)
     if data is None or not hasattr(data, "__getitem__") or not hasattr(data, "__len__"):
@@ -172,6 +174,9 @@ def calibration_batches(
             "for saliency 'second-order'"
         )
     chosen = random.Random(seed).sample(range(len(data)), min(rows, len(data)))
+    lengths = getattr(data, "lengths", None)
+    if lengths is not None:
+        chosen.sort(key=lambda i: -lengths[i])
     known = inspect.signature(unwrap(model).forward).parameters
     batches = []
     for start in range(0, len(chosen), batch_size):

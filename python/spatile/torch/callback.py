@@ -105,6 +105,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         self._pruner: Pruner | None = None
         self._steps: StageSteps | None = None
         self._full_strength = 0.0
+        self._bf16 = False
         self._before: dict[str, dict[str, torch.Tensor]] = {}
         self._history: dict[str, Any] = {}
 
@@ -169,6 +170,8 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
             else 1.0,
             max_steps=state.max_steps,
         )
+        # Calibration texts pass through the model in the precision that it trains in.
+        self._bf16 = bool(args.bf16) and self._pruner.on_cpu
         self._full_strength = 0.0 if self.strength == "auto" else float(self.strength)
         self._before = {}
         self._history = {
@@ -300,7 +303,8 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         if first:
             self._history["norms"]["before_prune"] = norm_summary(pruner)
         norms = pruner.norms() if self._before and first else {}
-        masks = pruner.prune(fraction=share)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self._bf16):
+            masks = pruner.prune(fraction=share)
         if norms:
             self._history["reweighted"] = lasso_summary(
                 pruner.matrices,

@@ -146,6 +146,11 @@ class Pruner:
         return tuple(self._matrices)
 
     @property
+    def on_cpu(self) -> bool:
+        """Whether all planned matrices are in the CPU's memory."""
+        return all(p.device.type == "cpu" for p in self._parameters.values())
+
+    @property
     def masks(self) -> dict[str, torch.Tensor]:
         """Matrix name → bool mask of its groups (True = keep); empty before :meth:`prune`."""
         return dict(self._masks)
