@@ -183,6 +183,26 @@ def test_other_settings_run_to_a_packed_model_that_agrees(
     assert render_text(report)
 
 
+def test_heads_neurons_and_layers_go_before_tiles(
+    tiny_model: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    settings = {**SHORT, "saliency": "second-order", "scope": "global", "distill_hidden": 1.0}
+    report = finetune(
+        tiny_model,
+        tiny_data,
+        out=tmp_path / "run",
+        **{**settings, "heads": 0.5, "neurons": 0.25, "layers": 0.5, "epochs_reweighted": 0.0},
+    )
+    packed = Encoder.load(tmp_path / "run" / "packed")
+    assert packed.architecture.n_layers == 1
+    # Half of the tiles of one layer of two, with 2 of 4 heads of 64 × 64 and 72 of 96 neurons.
+    left = 0.5 * (4 * 32 * 64 + 2 * 72 * 64) / (2 * (4 * 64 * 64 + 2 * 96 * 64))
+    assert report["summary"]["packed"]["sparsity"] == pytest.approx(1 - left, abs=0.02)
+    assert report["multiply_adds"]["packed"] < 0.25 * report["multiply_adds"]["dense"]
+    assert len(report["pruning"]["structure"]["layers"]) == 1
+    assert "1 of 2 layers stay, with 2 of 4 heads and 72 of 96 neurons" in render_text(report)
+
+
 def test_the_retraining_stage_skips_what_is_pruned_unless_told_not_to(
     finished: Finished, tiny_model: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
@@ -293,6 +313,12 @@ def test_nan_does_not_pass_for_agreement() -> None:
             "expected at least one step of training",
         ),
         ({"saliency": "size"}, "saliency is 'size', expected one of 'auto', 'magnitude'"),
+        ({"heads": 1.0}, r"heads is 1.0, expected a fraction in \[0, 1\)"),
+        (
+            {"heads": 0.5, "distill_attention": 1.0},
+            "heads is 0.5, expected none to go with distill_attention",
+        ),
+        ({"twin": True, "neurons": 0.5}, "twin is True, expected False where heads"),
         ({"prunings": 0}, "prunings is 0, expected a whole number ≥ 1"),
         ({"gradual": 1.5}, r"gradual is 1.5, expected a fraction in \[0, 1\]"),
         ({"distill_hidden": -1.0}, r"distill_hidden is -1.0, expected a weight ≥ 0"),

@@ -23,7 +23,7 @@ OPTIONS = [
     "--batch-size=4", "--lr=1e-3", "--max-length=64", "--checkpoint-every=5", "--threads=1",
     "--timing-rounds=0", "--distill=0.3", "--distill-hidden=0.5", "--linear=spatile",
     "--saliency=second-order", "--calibration-rows=24", "--scope=global", "--prunings=3",
-    "--gradual=0.5", "--lr-retrain=2e-3",
+    "--gradual=0.5", "--lr-retrain=2e-3", "--heads=0.25", "--neurons=0.5", "--layers=0.5",
 ]  # fmt: skip
 NO_TIMING = ["--timing-rounds", "0"]
 STAGES = ("dense", "reweighted", "pruned", "retrained")

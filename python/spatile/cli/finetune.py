@@ -97,6 +97,10 @@ def _pruning(parser: argparse.ArgumentParser) -> None:
         choices=tuple(PRECOMPUTE),
         help="attention-aware: merge W_V and W_O (off)",
     )
+    for what in ("heads", "neurons", "layers"):
+        group.add_argument(
+            f"--{what}", type=float, metavar="SHARE", help=f"of {what} to take away whole (none)"
+        )
     group.add_argument("--plan", metavar="FILE", help="a saved plan, instead of --pattern")
     group.add_argument(
         "--scope", choices=("matrix", "global", "row-balanced"), help="what is ranked together"

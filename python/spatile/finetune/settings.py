@@ -55,6 +55,9 @@ class Settings:
     spatile's where a short trial finds them clearly faster. ``sparse`` lets the retraining stage
     compute kept groups only, where that is faster (:class:`spatile.torch.PruningCallback`).
 
+    ``heads``, ``neurons`` and ``layers`` are fractions of those that go, whole, at the first
+    pruning; ``sparsity`` is that of what is left then (:meth:`Plan.with_structure`).
+
     ``saliency``, ``scope`` and ``damping`` are :class:`spatile.torch.Pruner`'s. Saliency
     ``"auto"`` is ``"second-order"``, but ``"magnitude"`` for single elements, which would take 16
     times as long, and for scope ``"row-balanced"``, which it can't have. It looks at
@@ -75,6 +78,9 @@ class Settings:
     sparsity: float
     pattern: str = "tile"
     precompute: str | bool = False
+    heads: float | None = None
+    neurons: float | None = None
+    layers: float | None = None
     plan: dict[str, Any] | None = None
     method: str = "proximal"
     strength: float | str = "auto"
@@ -141,6 +147,19 @@ class Settings:
             self._check(name, lambda v: v >= 1 and v == int(v), "a whole number ≥ 1")
         for name in ("distill_hidden", "distill_attention"):
             self._check(name, lambda v: v >= 0, "a weight ≥ 0")
+        for name in ("heads", "neurons", "layers"):
+            if getattr(self, name) is not None:
+                self._check(name, lambda v: 0 <= v < 1, "a fraction in [0, 1)")
+        if self.distill_attention > 0 and self.heads:
+            raise ValueError(
+                f"finetune: heads is {self.heads:g}, expected none to go with distill_attention: "
+                f"the dense stage has heads that the pruned model would not"
+            )
+        if self.twin and (self.heads or self.neurons or self.layers):
+            raise ValueError(
+                "finetune: twin is True, expected False where heads, neurons or layers go: the "
+                "twin is compared tile by tile"
+            )
         for name in _LENGTHS:
             self._check(name, lambda v: v >= 0, "a number of epochs ≥ 0")
         for name in ("ramp", "distill", "warmup", "gradual"):
@@ -205,13 +224,15 @@ class Settings:
         if self.plan is not None:
             return Plan.from_dict(self.plan)
         if self.pattern == "attention-aware":
-            return Plan.attention_aware(
+            plan = Plan.attention_aware(
                 config,
                 self.sparsity,
                 precompute=self.precompute,  # type: ignore[arg-type]
                 tokens=self.max_length,
             )
-        return Plan.uniform(self.pattern, self.sparsity)
+        else:
+            plan = Plan.uniform(self.pattern, self.sparsity)
+        return plan.with_structure(heads=self.heads, neurons=self.neurons, layers=self.layers)
 
     def with_changes(self, **changes: Any) -> Settings:
         """A copy with some fields replaced."""

@@ -12,6 +12,7 @@ from spatile.finetune.batches import Encoded
 from spatile.finetune.checkpoints import load_classifier
 from spatile.finetune.scoring import predict_logits
 from spatile.finetune.settings import Settings
+from spatile.sparsity import Structure
 from spatile.torch import (
     QueriesAndKeys,
     attention_loss,
@@ -19,6 +20,7 @@ from spatile.torch import (
     hidden_loss,
     swap_layers,
 )
+from spatile.torch.parameters import unwrap
 
 __all__ = ["Teacher"]
 
@@ -39,6 +41,7 @@ class Teacher:
         self._model: Any = None
         self._logits: torch.Tensor | None = None
         self._hidden: list[torch.Tensor] = []
+        self._kept: list[int] = []
 
     def run(self, student: Any, inputs: dict[str, torch.Tensor]) -> tuple[Any, torch.Tensor]:
         """The student's outputs on a batch, and what is to be added to its loss.
@@ -58,7 +61,7 @@ class Teacher:
         loss = s.distill * distillation_loss(outputs.logits, target)
         loss = loss + s.distill_hidden * hidden_loss(
             outputs.hidden_states[1:],
-            list(hidden.unbind(dim=2)),
+            self._kept_layers(student, list(hidden.unbind(dim=2))),
             attention_mask=inputs.get("attention_mask"),
         )
         return outputs, loss
@@ -73,6 +76,7 @@ class Teacher:
         loss = s.distill * distillation_loss(found.logits, target.logits)
         mask = inputs.get("attention_mask")
         if s.distill_hidden > 0:
+            hidden = self._kept_layers(student, hidden)
             loss = loss + s.distill_hidden * hidden_loss(mine, hidden, attention_mask=mask)
         if s.distill_attention > 0:
             config = self._teacher().config
@@ -81,6 +85,17 @@ class Teacher:
                 my_pairs, pairs, head_dim=head_dim, attention_mask=mask
             )
         return found, loss
+
+    def _kept_layers(self, student: Any, hidden: list[torch.Tensor]) -> list[torch.Tensor]:
+        """The teacher's hidden states that belong to the layers which the student still has."""
+        config = unwrap(student).config
+        if config.num_hidden_layers == len(hidden):
+            return hidden
+        if len(self._kept) != config.num_hidden_layers:
+            structure = Structure.of_config(config)
+            assert structure is not None
+            self._kept = [layer.layer for layer in structure.layers]
+        return [hidden[i] for i in self._kept]
 
     def _keeps_hidden(self) -> bool:
         config = self._teacher().config

@@ -27,8 +27,10 @@ from spatile.finetune.teacher import Teacher
 from spatile.finetune.trainer import StageTrainer, training_arguments
 from spatile.finetune.twin import Twin
 from spatile.inference.architecture import read_architecture
-from spatile.sparsity import Stages, StageSteps, match
-from spatile.torch import PruningCallback, last_checkpoint
+from spatile.sparsity import Stages, StageSteps, Structure, match
+from spatile.torch import PruningCallback, apply_structure, last_checkpoint
+from spatile.torch.checkpoint import read_state
+from spatile.torch.structure_pruning import check_structure_plan
 
 __all__ = ["prepare", "stages_of", "train"]
 
@@ -57,6 +59,7 @@ def prepare(settings: Settings, task: Task) -> Job:
         tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names
     plan = settings.make_plan(model.config)
     match(plan, {name: tuple(p.shape) for name, p in model.named_parameters()})
+    check_structure_plan(model, plan)
     train_data = encode(tokenizer, task.train, settings.max_length)
     stages, steps = stages_of(settings, len(train_data))
     dev_data = encode(tokenizer, task.dev, settings.max_length)
@@ -79,6 +82,8 @@ def train(run: RunFolder, job: Job, progress: Progress) -> None:
         damping=settings.damping,
         sparse="auto" if settings.sparse else False,
     )
+    checkpoint = last_checkpoint(run.trainer)
+    _cut_as_saved(job.model, checkpoint)
     use_layers(run, job.model)
     keeper = Keeper(run, job, progress, pruning)
     keeper.reached("pretrained", job.model)
@@ -105,8 +110,16 @@ def train(run: RunFolder, job: Job, progress: Progress) -> None:
         )
         with _interruptible(after.interrupt), _named_when_full(run.trainer):
             twin.keep_start()
-            trainer.train(resume_from_checkpoint=last_checkpoint(run.trainer))
+            trainer.train(resume_from_checkpoint=checkpoint)
         progress.end()
+
+
+def _cut_as_saved(model: Any, checkpoint: str | None) -> None:
+    """Give a fresh model the heads, neurons and layers that a checkpoint's weights are for."""
+    saved = None if checkpoint is None else read_state(checkpoint)
+    found = None if saved is None else saved.values["history"].get("structure")
+    if found is not None:
+        apply_structure(model, Structure.from_dict(found))
 
 
 def stages_of(settings: Settings, rows: int) -> tuple[Stages, StageSteps]:

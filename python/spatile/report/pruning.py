@@ -6,6 +6,7 @@ import statistics
 from typing import Any
 
 from spatile.report.tables import number, percent, signed
+from spatile.sparsity import Structure
 
 __all__ = ["pruning_lines"]
 
@@ -28,6 +29,7 @@ def pruning_lines(report: dict[str, Any]) -> list[str]:
     history, settings = report["pruning"], report["settings"]
     # Reports of before there was a choice were all by norm.
     lines = [f"{_RANKED_BY[history.get('saliency', 'magnitude')]}; {_SCOPE[history['scope']]}"]
+    lines += _structure(history.get("structure"))
     lines += _steps(history.get("prunings", []))
     taught = [
         f"{words} {settings[key]:g}"
@@ -41,6 +43,21 @@ def pruning_lines(report: dict[str, Any]) -> list[str]:
     if taught:
         lines.append(f"learned from the dense stage, by weight: {', '.join(taught)}")
     return lines + _lasso(report)
+
+
+def _structure(found: dict[str, Any] | None) -> list[str]:
+    if found is None:
+        return []
+    structure = Structure.from_dict(found)
+    layers = structure.layers
+    heads, neurons = (
+        ", ".join(str(n) for n in counts)
+        for counts in ([len(k.heads) for k in layers], [len(k.neurons) for k in layers])
+    )
+    return [
+        f"{len(layers)} of {structure.n_layers} layers stay, with {heads} of {structure.n_heads} "
+        f"heads and {neurons} of {structure.n_neurons} neurons"
+    ]
 
 
 def _steps(prunings: list[dict[str, Any]]) -> list[str]:

@@ -5,7 +5,6 @@ Source of the procedure: E.T. (SC 2021).
 
 from __future__ import annotations
 
-import math
 import warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +20,10 @@ from spatile.torch.checkpoint import SavedState, weights_checksum, write_state
 from spatile.torch.history import lasso_summary, norm_summary, pruned_fractions
 from spatile.torch.pruner import Calibration, Method, Pruner, Scope
 from spatile.torch.resume import find_state
+from spatile.torch.run import steps_per_epoch, total_learning_rate, unscale
 from spatile.torch.sparse_linear import densify, sparsify
+from spatile.torch.structure import structure_of
+from spatile.torch.structure_pruning import prune_structure
 
 __all__ = ["PruningCallback"]
 
@@ -48,6 +50,11 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
     then must be indexable. Where ``stages`` prune gradually, each pruning drops more by the same
     saliency. ``evaluate_when_pruned`` asks the Trainer for an evaluation straight after the last
     pruning, besides its own.
+
+    Heads, neurons and layers that the plan's structure entries name go at the first pruning, all at
+    once, before the tiles of what is left; ``calibration`` and ``damping`` serve for these too. To
+    resume such a run after that, cut the new model before the Trainer is made:
+    ``apply_structure(model, Structure.of_config(AutoConfig.from_pretrained(checkpoint)))``.
 
     ``sparse``: once pruned, linear layers compute their kept groups only (:func:`sparsify`), until
     training ends. ``"auto"`` does so on the CPU for float32 weights, in layers of which a tenth at
@@ -106,6 +113,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         self._steps: StageSteps | None = None
         self._full_strength = 0.0
         self._bf16 = False
+        self._calibrate: Calibration | None = None
         self._before: dict[str, dict[str, torch.Tensor]] = {}
         self._history: dict[str, Any] = {}
 
@@ -139,6 +147,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         stage changed (``acted`` is False where it did nothing); ``pruned``: fractions per matrix;
         ``prunings``: each pruning's step, what
         is pruned from then on, and the relative errors of a second-order one;
+        ``structure``: what is left of heads, neurons and layers, where some were to go;
         ``sparse``: the layers that compute kept groups only from then on.
         """
         return self._history
@@ -152,20 +161,10 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
                 "with a Trainer and a PruningCallback of its own"
             )
         densify(kwargs["model"])  # a run that was broken off may have left it sparse
-        self._pruner = Pruner(
-            kwargs["model"],
-            self.plan,
-            strength=0.0,
-            method=self.method,
-            eps=self.eps,
-            scope=self.scope,
-            saliency=self.saliency,
-            calibration=self._calibration(args, kwargs.get("train_dataloader"), kwargs["model"]),
-            damping=self.damping,
-            optimizer=kwargs["optimizer"],
-        )
+        self._calibrate = self._calibration(args, kwargs.get("train_dataloader"), kwargs["model"])
+        self._pruner = self._new_pruner(kwargs["model"], kwargs["optimizer"])
         self._steps = self.stages.resolve(
-            steps_per_epoch=_steps_per_epoch(args, state, kwargs.get("train_dataloader"))
+            steps_per_epoch=steps_per_epoch(args, state, kwargs.get("train_dataloader"))
             if self.stages.unit == "epochs"
             else 1.0,
             max_steps=state.max_steps,
@@ -191,10 +190,11 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         saved = None
         if state.global_step > 0:
             saved = find_state(args, state, self._pruner, self._steps)
+            _check_structure(kwargs["model"], saved)
         if saved is not None:
             self._restore(saved)
         else:
-            self._enter_stages(state.global_step, kwargs.get("lr_scheduler"))
+            self._enter_stages(state.global_step, **kwargs)
         if self.masks:
             self._sparsify(args, kwargs["model"])
 
@@ -204,7 +204,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         self._set_strength(state.global_step)
         penalized = self.method == "gradient" and self.pruner.strength > 0.0
         if penalized or self.saliency in ("movement", "taylor"):
-            _unscale(kwargs["optimizer"])
+            unscale(kwargs["optimizer"])
             self.pruner.before_step()
 
     def on_optimizer_step(
@@ -218,7 +218,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        if self._enter_stages(state.global_step, kwargs.get("lr_scheduler")):
+        if self._enter_stages(state.global_step, **kwargs):
             self._sparsify(args, kwargs["model"])
         if state.global_step == self.stage_steps.pruned_at:
             # Only pruned models may compete from here on.
@@ -271,8 +271,8 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         if self.masks:
             self._history["norms"]["end"] = norm_summary(self.pruner)
 
-    def _enter_stages(self, step: int, scheduler: Any) -> bool:
-        """Do what is due after ``step`` finished steps. True where that was the pruning."""
+    def _enter_stages(self, step: int, **kwargs: Any) -> bool:
+        """Do what is due after ``step`` finished steps. True where that was a pruning."""
         pruner, steps = self.pruner, self.stage_steps
         if step == steps.dense_end and step < steps.reweighted_end:
             self._history["norms"]["reweighted_start"] = norm_summary(pruner)
@@ -280,14 +280,50 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         if step in steps.milestones:
             self._reweight(step)
         if step == steps.dense_end and step < steps.reweighted_end and self.strength == "auto":
-            total_lr = _total_learning_rate(pruner.optimizer, steps, scheduler)
+            scheduler = kwargs.get("lr_scheduler")
+            total_lr = total_learning_rate(pruner.optimizer, steps, scheduler)
             self._full_strength = pruner.strength_for(self.shrink, total_lr)
             self._history["strength"] = self._full_strength
         share = steps.pruned_share(step)
         if share is None:
             return False
+        if self.plan.structure and step == steps.prunings[0]:
+            self._cut(kwargs["model"], kwargs["optimizer"])
         self._prune(step, share)
         return True
+
+    def _cut(self, model: torch.nn.Module, optimizer: Any) -> None:
+        """Take away heads, neurons and layers, and begin with a pruner of what is left."""
+        densify(model)
+        given = self._calibrate
+        batches = None if given is None else (given() if callable(given) else given)
+        second_order = self.saliency == "second-order"
+        structure = prune_structure(
+            model,
+            self.plan,
+            batches,
+            saliency="second-order" if second_order else "magnitude",
+            scope="global" if self.scope == "global" else "matrix",
+            damping=self.damping,
+            optimizer=getattr(optimizer, "optimizer", optimizer),
+        )
+        self._history["structure"] = structure.to_dict()
+        self._pruner = self._new_pruner(model, optimizer)
+        self._before = {}
+
+    def _new_pruner(self, model: torch.nn.Module, optimizer: Any) -> Pruner:
+        return Pruner(
+            model,
+            self.plan,
+            strength=0.0,
+            method=self.method,
+            eps=self.eps,
+            scope=self.scope,
+            saliency=self.saliency,
+            calibration=self._calibrate,
+            damping=self.damping,
+            optimizer=optimizer,
+        )
 
     def _reweight(self, step: int) -> None:
         pruner, ratio = self.pruner, None
@@ -327,7 +363,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
     def _calibration(
         self, args: TrainingArguments, dataloader: Any, model: torch.nn.Module
     ) -> Calibration | None:
-        if self.saliency != "second-order":
+        if self.saliency != "second-order" and not self.plan.structure:
             return None
         rows = self.calibration
         if not isinstance(rows, int):
@@ -363,41 +399,14 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         self._full_strength = before
 
 
+def _check_structure(model: torch.nn.Module, saved: SavedState | None) -> None:
+    found = None if saved is None else saved.values["history"].get("structure")
+    if found is not None and structure_of(model).to_dict() != found:
+        raise ValueError(
+            "PruningCallback: the resumed checkpoint's model has lost heads, neurons or layers, "
+            "expected one cut likewise before the Trainer is made (apply_structure)"
+        )
+
+
 def _is_plain(p: torch.nn.Parameter) -> bool:
     return bool(p.device.type == "cpu" and p.dtype == torch.float32)
-
-
-def _steps_per_epoch(args: TrainingArguments, state: TrainerState, dataloader: Any) -> float:
-    if args.max_steps <= 0:
-        return float(state.max_steps / args.num_train_epochs)
-    try:
-        batches = len(dataloader)
-    except TypeError:
-        raise ValueError(
-            "stages: unit is 'epochs', but the data has no length; expected unit='steps'"
-        ) from None
-    steps: float = math.ceil(batches / args.gradient_accumulation_steps)
-    return max(1.0, steps)
-
-
-def _unscale(optimizer: Any) -> None:
-    """Take a GradScaler's factor out of the gradients where clipping has not done it already."""
-    scaler = getattr(optimizer, "scaler", None)
-    if scaler is None or not scaler.is_enabled():
-        return
-    try:
-        scaler.unscale_(getattr(optimizer, "optimizer", optimizer))
-    except RuntimeError as error:
-        if "already been called" not in str(error):
-            raise
-
-
-def _total_learning_rate(optimizer: Any, steps: StageSteps, scheduler: Any) -> float:
-    """Σ learning rate × ramp over the reweighted stage, from the schedule where it can be asked."""
-    now = float(optimizer.param_groups[0]["lr"])
-    lambdas = getattr(scheduler, "lr_lambdas", None)
-    total: float = 0.0
-    for step in range(steps.dense_end, steps.reweighted_end):
-        lr = float(scheduler.base_lrs[0] * lambdas[0](step)) if lambdas else now
-        total += lr * steps.strength_factor(step)
-    return total

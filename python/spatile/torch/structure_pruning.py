@@ -21,9 +21,14 @@ from spatile.sparsity import LayerStructure, Plan, Structure
 from spatile.sparsity.matching import match_layers
 from spatile.sparsity.plan import StructureEntry, StructureKind
 from spatile.torch.calibration import LayerWalk
-from spatile.torch.structure import EncoderLayers, apply_structure, encoder_layers
+from spatile.torch.structure import (
+    EncoderLayers,
+    apply_structure,
+    encoder_layers,
+    structure_of,
+)
 
-__all__ = ["choose_structure", "prune_structure"]
+__all__ = ["check_structure_plan", "choose_structure", "prune_structure"]
 
 Batches = Sequence[Mapping[str, torch.Tensor]]
 Scope = Literal["matrix", "global"]
@@ -113,6 +118,12 @@ def prune_structure(
         job = _Job(model, structure, pools, scope, fraction, damping)
         left = job.by_norms() if saliency == "magnitude" else job.by_second_order(listed)
     return apply_structure(model, left, optimizer=optimizer)
+
+
+def check_structure_plan(model: nn.Module, plan: Plan) -> None:
+    """Raise what :func:`prune_structure` would for a model or entries that it can't take."""
+    if plan.structure:
+        _pools(encoder_layers(model), plan, structure_of(model))
 
 
 def _check(saliency: str, scope: str, fraction: float) -> None:
