@@ -6,6 +6,7 @@ from spatile.sparsity.files import write_atomically
 from spatile.sparsity.layouts import DEFAULT_TARGETS, Matrix, find_matrices
 from spatile.sparsity.matching import PlannedMatrix, match
 from spatile.sparsity.plan import Plan, PlanEntry, StructureEntry, attention_multiply_adds
+from spatile.sparsity.schedule import Schedule
 from spatile.sparsity.stages import Stages, StageSteps
 from spatile.sparsity.structure import LayerStructure, Structure
 
@@ -16,6 +17,7 @@ __all__ = [
     "Plan",
     "PlanEntry",
     "PlannedMatrix",
+    "Schedule",
     "StageSteps",
     "Stages",
     "Structure",
