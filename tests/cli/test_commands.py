@@ -383,6 +383,35 @@ def test_prune_on_texts_changes_logits_less_than_by_norm(
     assert off["data"] < 0.5 * off["norm"]
 
 
+@pytest.mark.parametrize("sparsity", ["0", "0.5"])
+def test_prune_takes_heads_neurons_and_layers_away(
+    finished: Finished, tiny_data: Path, tmp_path: Path, capsys: Capture, sparsity: str
+) -> None:
+    dense = finished.folder / "stages" / "dense"
+    whole = Encoder.load(dense).architecture.structure
+    arguments = ["prune", "--model", str(dense), f"--sparsity={sparsity}", "--layers", "0.5"]
+    arguments += ["--heads", "0.5", "--neurons", "0.5", "--out", str(tmp_path / "small")]
+    assert main(arguments) == 1
+    assert "calibration is None, expected texts to choose heads by" in one_line(capsys)
+    assert main([*arguments, "--calibration", str(tiny_data), "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)["summary"]
+    assert len(summary["layers"]) == whole.n_layers // 2
+    small = Encoder.load(tmp_path / "small")
+    for kept in small.architecture.structure.layers:
+        assert len(kept.heads) == whole.n_heads // 2
+        assert len(kept.neurons) == whole.n_neurons // 2
+    patterns = {matrix["pattern"] for matrix in summary["matrices"]}
+    assert patterns == ({"dense"} if sparsity == "0" else {"tile:16x16"})
+    # What is small already is pruned on: texts choose among what is left.
+    main(["export", str(tmp_path / "small"), str(tmp_path / "checkpoint")])
+    arguments = ["prune", "--model", str(tmp_path / "checkpoint"), "--sparsity=0.25"]
+    for name, calibration in (("norm", []), ("texts", ["--calibration", str(tiny_data)])):
+        assert main([*arguments, *calibration, "--out", str(tmp_path / name)]) == 0
+        again = Encoder.load(tmp_path / name)
+        assert again.architecture.structure == small.architecture.structure
+        assert again.summary().sparsity == pytest.approx(1 - 0.25 * 0.75, abs=0.01)
+
+
 def test_prune_on_an_empty_file_says_so(
     finished: Finished, tmp_path: Path, capsys: Capture
 ) -> None:

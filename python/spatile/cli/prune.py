@@ -13,7 +13,9 @@ __all__ = ["add", "run"]
 _EXAMPLES = """\
 spatile prune --model ./classifier --sparsity 0.3 --out small
 spatile prune --model run/stages/dense --sparsity 0.5 --calibration texts.txt --out small
-spatile prune --model run/stages/dense --sparsity 0.5 --pattern row --data ./mrpc --out small"""
+spatile prune --model run/stages/dense --sparsity 0.5 --pattern row --data ./mrpc --out small
+spatile prune --model ./classifier --sparsity 0 --heads 0.5 --neurons 0.75 \\
+  --calibration ./texts.txt --out small"""
 
 
 def add(commands: Any) -> argparse.ArgumentParser:
@@ -29,6 +31,13 @@ def add(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument("--out", required=True, metavar="DIR", help="for the packed model; new")
     parser.add_argument("--pattern", default="tile", help="as in finetune (default tile)")
     parser.add_argument("--precompute", choices=tuple(PRECOMPUTE), default="off")
+    for what in ("heads", "neurons", "layers"):
+        parser.add_argument(
+            f"--{what}",
+            type=float,
+            metavar="SHARE",
+            help=f"of {what} to take away whole, before (needs --calibration)",
+        )
     parser.add_argument("--plan", metavar="FILE", help="a saved plan, instead of --pattern")
     parser.add_argument("--scope", choices=("matrix", "global", "row-balanced"), default="matrix")
     parser.add_argument(
@@ -74,6 +83,9 @@ def run(given: argparse.Namespace) -> int:
         sparsity=given.sparsity,
         pattern=given.pattern,
         precompute=PRECOMPUTE[given.precompute],
+        heads=given.heads,
+        neurons=given.neurons,
+        layers=given.layers,
         plan=plan,
         scope=given.scope,
         calibration=calibration,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from spatile.finetune.batches import encode
 from spatile.finetune.checkpoints import load_classifier, load_tokenizer
 from spatile.finetune.data import load_task
 from spatile.finetune.data.task import Examples
+from spatile.finetune.layers import faster_linear
 from spatile.inference.weights import EncoderWeights
-from spatile.sparsity import Plan
-from spatile.torch import Pruner
+from spatile.sparsity import Plan, Structure
+from spatile.torch import Pruner, prune_structure, swap_layers
 
 __all__ = ["prune_on_texts", "read_texts"]
 
@@ -48,17 +50,28 @@ def prune_on_texts(
     rows: int,
     damping: float,
     max_length: int,
-) -> dict[str, float]:
-    """Prune ``weights``, those of the checkpoint at ``source``; returns the relative errors.
+) -> Structure:
+    """Prune ``weights``, those of the checkpoint at ``source``; returns what structure they have.
 
     ``rows`` of the examples are drawn by a fixed seed, each cut to ``max_length`` tokens.
     """
     model, tokenizer = load_classifier(source, attention="auto"), load_tokenizer(source)
+    swap_layers(model, linear=faster_linear() == "spatile")
     limit = getattr(model.config, "max_position_embeddings", max_length)
     chosen = random.Random(0).sample(range(len(examples)), min(rows, len(examples)))
     data = encode(tokenizer, examples, min(max_length, limit))
     picked = sorted((data.rows[i] for i in chosen), key=lambda row: -len(row["input_ids"]))
     batches = [data.pad(picked[i : i + _BATCH]) for i in range(0, len(picked), _BATCH)]
+    structure = prune_structure(
+        model,
+        plan,
+        batches,
+        scope="global" if scope == "global" else "matrix",
+        damping=damping,
+    )
+    _take_layers(model, weights)
+    if not any(entry.sparsity > 0 for entry in plan.entries):
+        return structure
     pruner = Pruner(
         model,
         plan,
@@ -69,12 +82,22 @@ def prune_on_texts(
         damping=damping,
     )
     masks = pruner.prune()
-    plain = {_plain(name, weights): name for name in masks}
-    for name, full in plain.items():
-        matrix = next(m for m in pruner.matrices if m.name == full)
-        weights.tensors[f"{name}.weight"] = pruner.weight(matrix).numpy().copy()
-        weights.patterns[name], weights.masks[name] = matrix.pattern, masks[full].numpy()
-    return pruner.relative_errors
+    _take_layers(model, weights)
+    for m in pruner.matrices:
+        name = _plain(m.name, weights)
+        weights.patterns[name], weights.masks[name] = m.pattern, masks[m.name].numpy()
+    return structure
+
+
+def _take_layers(model: Any, weights: EncoderWeights) -> None:
+    """Have ``weights`` hold the model's layers, of which there may be fewer now."""
+    inside = re.compile(r"(?:^|\.)((?:encoder|transformer)\.layer\..*)")
+    for name in [n for n in weights.tensors if inside.match(n)]:
+        del weights.tensors[name]
+    for name, parameter in model.named_parameters():
+        found = inside.search(name)
+        if found is not None:
+            weights.tensors[found[1]] = parameter.detach().numpy().copy()
 
 
 def _plain(name: str, weights: EncoderWeights) -> str:

@@ -14,10 +14,10 @@ from spatile.finetune.settings import Settings
 from spatile.finetune.tasks import check_labels, scores_of
 from spatile.finetune.weights import resolve_model
 from spatile.inference import Encoder
-from spatile.inference.architecture import read_architecture
+from spatile.inference.architecture import read_architecture, with_structure
 from spatile.inference.files import read_json
 from spatile.inference.weights import EncoderWeights, read_checkpoint
-from spatile.sparsity import Plan, PlannedMatrix, match
+from spatile.sparsity import Plan, PlannedMatrix, Structure, match
 
 __all__ = ["prune_checkpoint", "scores_of_encoder"]
 
@@ -29,6 +29,9 @@ def prune_checkpoint(
     sparsity: float,
     pattern: str = "tile",
     precompute: str | bool = False,
+    heads: float | None = None,
+    neurons: float | None = None,
+    layers: float | None = None,
     plan: Plan | None = None,
     scope: str = "matrix",
     calibration: Examples | None = None,
@@ -41,7 +44,8 @@ def prune_checkpoint(
     By norm, or with ``calibration`` by second order: so that on these texts, without labels, the
     layers' outputs change least (:class:`spatile.torch.Pruner`; needs PyTorch). ``max_length`` cuts
     the texts. Other arguments as in :func:`spatile.finetune.finetune`. Returns the encoders before
-    and after. Raises FileExistsError where ``out`` holds anything.
+    and after. Raises FileExistsError where ``out`` holds anything, ValueError where heads, neurons
+    or layers are to go and there is no ``calibration``.
 
     >>> from spatile.finetune.one_shot import prune_checkpoint                  # doctest: +SKIP
     >>> dense, packed = prune_checkpoint("classifier", "small", sparsity=0.3)   # doctest: +SKIP
@@ -54,6 +58,9 @@ def prune_checkpoint(
         sparsity,
         pattern=pattern,
         precompute=precompute,
+        heads=heads,
+        neurons=neurons,
+        layers=layers,
         scope=scope,
         saliency="magnitude" if calibration is None else "second-order",
         calibration_rows=calibration_rows,
@@ -65,13 +72,19 @@ def prune_checkpoint(
         raise FileNotFoundError(f"prune: model is {source}, expected the folder of a checkpoint")
     config = read_json(source / "config.json")
     chosen = settings.make_plan(config)
-    weights = read_checkpoint(source, read_architecture(config, source=str(source)))
+    architecture = read_architecture(config, source=str(source))
+    weights = read_checkpoint(source, architecture)
     if calibration is None:
-        _prune(weights, chosen, scope)
+        if chosen.structure:
+            raise ValueError(
+                f"prune: calibration is None, expected texts to choose {chosen.structure[0].kind} "
+                f"by"
+            )
+        _prune(weights, chosen, scope, architecture.structure)
     else:
         from spatile.finetune.on_texts import prune_on_texts
 
-        prune_on_texts(
+        structure = prune_on_texts(
             source,
             weights,
             chosen,
@@ -81,14 +94,17 @@ def prune_checkpoint(
             damping=damping,
             max_length=max_length,
         )
+        if structure != architecture.structure:
+            config = with_structure(config, structure)
     pruned = Encoder(weights, config, plan=chosen, folder=source)
     write_folder(Path(out), lambda folder: pruned.save(folder))
     return Encoder.load(source), Encoder.load(out)
 
 
-def _prune(weights: EncoderWeights, plan: Plan, scope: str) -> None:
+def _prune(weights: EncoderWeights, plan: Plan, scope: str, structure: Structure) -> None:
     """Set the patterns and masks of ``weights``, and pruned weights to zero."""
-    matrices = match(plan, {name: t.shape for name, t in weights.tensors.items()})
+    shapes = {name: t.shape for name, t in weights.tensors.items()}
+    matrices = match(plan, shapes, structure=structure)
     pools: dict[Any, list[PlannedMatrix]] = {}
     for m in matrices:
         pools.setdefault((m.pattern, m.sparsity) if scope == "global" else m.name, []).append(m)

@@ -10,7 +10,7 @@ from spatile.sparsity import Structure
 from spatile.sparsity.layouts import LayerNames, layer_names
 from spatile.sparsity.structure import CONFIG_KEY
 
-__all__ = ["Architecture", "read_architecture"]
+__all__ = ["Architecture", "read_architecture", "with_structure"]
 
 ACTIVATIONS = {
     "gelu": "gelu",
@@ -121,6 +121,12 @@ def _structure(config: Mapping[str, Any], sizes: Mapping[str, int], source: str)
                 f"{source}: {name} of {CONFIG_KEY} is {found}, expected {expected} as the model's"
             )
     return left
+
+
+def with_structure(config: Mapping[str, Any], structure: Structure) -> dict[str, Any]:
+    """The configuration of the model of which ``structure`` is left."""
+    count = next(s for s in _SPELLINGS["n_layers"] if s in config)
+    return {**config, count: len(structure.layers), CONFIG_KEY: structure.to_dict()}
 
 
 def _integer(config: Mapping[str, Any], key: str, default: int, least: int, source: str) -> int:
