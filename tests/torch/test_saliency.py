@@ -259,3 +259,38 @@ def test_data_that_cannot_be_indexed_is_refused(make_bert: Any) -> None:
     loader = torch.utils.data.DataLoader(Stream())
     with pytest.raises(ValueError, match="can't be indexed, expected calibration=batches"):
         calibration_batches(make_bert(), loader, rows=4, seed=0)
+
+
+@pytest.mark.parametrize("known_lengths", [True, False])
+def test_calibration_takes_rows_until_there_are_tokens_enough(
+    make_bert: Any, known_lengths: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from spatile.torch import calibration
+
+    monkeypatch.setattr(calibration, "ENOUGH_TOKENS", 600)
+    generator = torch.Generator().manual_seed(2)
+    lengths = torch.randint(3, 15, (400,), generator=generator).tolist()
+
+    class Rows(list[torch.Tensor]):
+        pass
+
+    rows = Rows(torch.randint(4, 40, (n,), generator=generator) for n in lengths)
+    if known_lengths:
+        rows.lengths = lengths  # type: ignore[attr-defined]
+
+    def collate(items: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+        ids = torch.nn.utils.rnn.pad_sequence(items, batch_first=True)
+        return {"input_ids": ids, "attention_mask": (ids > 0).long(), "labels": ids[:, 0]}
+
+    loader = torch.utils.data.DataLoader(rows, collate_fn=collate)  # type: ignore[arg-type]
+    model = make_bert()
+    found = calibration.calibration_batches(model, loader, rows=None, seed=0, batch_size=8)
+    tokens = sum(int(b["attention_mask"].sum()) for b in found)
+    assert 600 <= tokens < 600 + (15 if known_lengths else 8 * 15)
+    assert all(set(b) == {"input_ids", "attention_mask"} for b in found)
+    again = calibration.calibration_batches(model, loader, rows=None, seed=0, batch_size=8)
+    assert all(torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(found, again))
+    widths = [b["input_ids"].shape[1] for b in found]
+    assert (widths == sorted(widths, reverse=True)) == known_lengths
+    twenty = calibration.calibration_batches(model, loader, rows=20, seed=0, batch_size=8)
+    assert sum(len(b["input_ids"]) for b in twenty) == 20

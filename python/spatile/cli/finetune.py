@@ -114,7 +114,7 @@ def _pruning(parser: argparse.ArgumentParser) -> None:
         "--calibration-rows",
         type=int,
         metavar="N",
-        help="second-order: training rows to look at, without labels (512)",
+        help="second-order: training rows to look at, without labels (25,000 tokens')",
     )
     group.add_argument("--damping", type=float, help="second-order: of the inverse (0.01)")
     group.add_argument("--prunings", type=int, metavar="N", help="prune in N steps (4)")

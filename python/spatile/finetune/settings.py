@@ -61,7 +61,7 @@ class Settings:
     ``saliency``, ``scope`` and ``damping`` are :class:`spatile.torch.Pruner`'s. Saliency
     ``"auto"`` is ``"second-order"``, but ``"magnitude"`` for single elements, which would take 16
     times as long, and for scope ``"row-balanced"``, which it can't have. It looks at
-    ``calibration_rows`` training rows, without their labels. ``prunings`` (or as many as there are
+    ``calibration_rows`` training rows, without their labels (None: 25,000 tokens). ``prunings`` (or as many as there are
     steps for) are spread over the first ``gradual``, a share, of the retrain stage
     (:class:`spatile.sparsity.Stages`).
 
@@ -87,7 +87,7 @@ class Settings:
     shrink: float = 0.5
     scope: str = "global"
     saliency: str = "auto"
-    calibration_rows: int = 512
+    calibration_rows: int | None = None
     damping: float = 0.01
     eps: float = 1e-3
     epochs_dense: float = 3.0
@@ -144,6 +144,8 @@ class Settings:
             if getattr(self, name) is not None:
                 self._check(name, lambda v: v > 0, "a positive number")
         for name in ("calibration_rows", "prunings"):
+            if getattr(self, name) is None and name == "calibration_rows":
+                continue
             self._check(name, lambda v: v >= 1 and v == int(v), "a whole number ≥ 1")
         for name in ("distill_hidden", "distill_attention"):
             self._check(name, lambda v: v >= 0, "a weight ≥ 0")

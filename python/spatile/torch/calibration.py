@@ -16,7 +16,10 @@ from torch import nn
 from spatile import ops
 from spatile.torch.parameters import unwrap
 
-__all__ = ["LayerWalk", "calibration_batches"]
+__all__ = ["ENOUGH_TOKENS", "LayerWalk", "calibration_batches", "enough_rows"]
+
+#: With fewer, the gram of a feed-forward layer of a few thousand neurons is mostly its damping.
+ENOUGH_TOKENS = 25_000
 
 _LAYER = re.compile(r"((?:^|.*\.)(?:encoder\.layer|transformer\.layer|h))\.\d+\Z")
 
@@ -160,12 +163,13 @@ class LayerWalk:
 
 
 def calibration_batches(
-    model: nn.Module, dataloader: Any, *, rows: int, seed: int, batch_size: int = 32
+    model: nn.Module, dataloader: Any, *, rows: int | None, seed: int, batch_size: int = 32
 ) -> list[dict[str, torch.Tensor]]:
     """``rows`` rows of a loader's data, drawn by ``seed``, as batches without their labels.
 
-    Draws nothing from any shared generator and leaves the loader as it is. Where the data has
-    ``lengths``, rows of similar length go together. Raises ValueError where it can't be indexed.
+    None: as many as hold :data:`ENOUGH_TOKENS`. Draws nothing from any shared generator and leaves
+    the loader as it is. Where the data has ``lengths``, rows of similar length go together. Raises
+    ValueError where it can't be indexed.
     """
     data = getattr(dataloader, "dataset", None)
     if data is None or not hasattr(data, "__getitem__") or not hasattr(data, "__len__"):
@@ -173,19 +177,36 @@ def calibration_batches(
             "PruningCallback: the training data can't be indexed, expected calibration=batches "
             "for saliency 'second-order'"
         )
-    chosen = random.Random(seed).sample(range(len(data)), min(rows, len(data)))
+    count = len(data) if rows is None else min(rows, len(data))
+    chosen = random.Random(seed).sample(range(len(data)), count)
     lengths = getattr(data, "lengths", None)
     if lengths is not None:
+        if rows is None:
+            chosen = chosen[: enough_rows([lengths[i] for i in chosen])]
         chosen.sort(key=lambda i: -lengths[i])
     known = inspect.signature(unwrap(model).forward).parameters
-    batches = []
+    batches: list[dict[str, torch.Tensor]] = []
+    tokens = 0
     for start in range(0, len(chosen), batch_size):
         items = [data[i] for i in chosen[start : start + batch_size]]
         batch = dataloader.collate_fn(items)
-        batches.append(
-            {k: v for k, v in batch.items() if k in known and k not in ("labels", "label")}
-        )
+        taken = {k: v for k, v in batch.items() if k in known and k not in ("labels", "label")}
+        batches.append(taken)
+        mask = taken.get("attention_mask")
+        tokens += int(next(iter(taken.values())).numel() if mask is None else mask.sum())
+        if rows is None and lengths is None and tokens >= ENOUGH_TOKENS:
+            break
     return batches
+
+
+def enough_rows(lengths: Sequence[int]) -> int:
+    """How many of these rows, from the first on, hold :data:`ENOUGH_TOKENS`; or all of them."""
+    total = 0
+    for i, length in enumerate(lengths):
+        total += length
+        if total >= ENOUGH_TOKENS:
+            return i + 1
+    return len(lengths)
 
 
 def _hidden(out: Any) -> Any:

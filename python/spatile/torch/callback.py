@@ -47,7 +47,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
     (:meth:`Pruner.strength_for`), from the norms and learning rates of the run. ``method``,
     ``eps``, ``scope``, ``saliency`` and ``damping`` are :class:`Pruner`'s. ``calibration`` is for
     saliency ``"second-order"``: batches, or how many rows to draw from the training data, which
-    then must be indexable. Where ``stages`` prune gradually, each pruning drops more by the same
+    then must be indexable; None draws as many as hold 25,000 tokens. Where ``stages`` prune gradually, each pruning drops more by the same
     saliency. ``evaluate_when_pruned`` asks the Trainer for an evaluation straight after the last
     pruning, besides its own.
 
@@ -86,7 +86,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         eps: float = 1e-3,
         scope: Scope = "matrix",
         saliency: Saliency = "magnitude",
-        calibration: int | Calibration = 512,
+        calibration: int | Calibration | None = None,
         damping: float = 0.01,
         evaluate_when_pruned: bool = False,
         sparse: bool | Literal["auto"] = "auto",
@@ -366,7 +366,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         if self.saliency != "second-order" and not self.plan.structure:
             return None
         rows = self.calibration
-        if not isinstance(rows, int):
+        if not (rows is None or isinstance(rows, int)):
             return rows
         return lambda: calibration_batches(model, dataloader, rows=rows, seed=args.seed)
 
