@@ -289,7 +289,9 @@ def test_calibration_takes_rows_until_there_are_tokens_enough(
     assert 600 <= tokens < 600 + (15 if known_lengths else 8 * 15)
     assert all(set(b) == {"input_ids", "attention_mask"} for b in found)
     again = calibration.calibration_batches(model, loader, rows=None, seed=0, batch_size=8)
-    assert all(torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(found, again))
+    assert all(
+        torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(found, again, strict=True)
+    )
     widths = [b["input_ids"].shape[1] for b in found]
     assert (widths == sorted(widths, reverse=True)) == known_lengths
     twenty = calibration.calibration_batches(model, loader, rows=20, seed=0, batch_size=8)

@@ -61,9 +61,9 @@ class Settings:
     ``saliency``, ``scope`` and ``damping`` are :class:`spatile.torch.Pruner`'s. Saliency
     ``"auto"`` is ``"second-order"``, but ``"magnitude"`` for single elements, which would take 16
     times as long, and for scope ``"row-balanced"``, which it can't have. It looks at
-    ``calibration_rows`` training rows, without their labels (None: 25,000 tokens). ``prunings`` (or as many as there are
-    steps for) are spread over the first ``gradual``, a share, of the retrain stage
-    (:class:`spatile.sparsity.Stages`).
+    ``calibration_rows`` training rows, without their labels; None is as many as hold 25,000 tokens.
+    ``prunings`` (or as many as there are steps for) are spread over the first ``gradual``, a share,
+    of the retrain stage (:class:`spatile.sparsity.Stages`).
 
     ``distill`` in [0, 1] weighs the dense stage's logits against the labels; ``distill_hidden`` and
     ``distill_attention`` weigh its hidden states and its attention, added to that. A stage's own
@@ -144,9 +144,8 @@ class Settings:
             if getattr(self, name) is not None:
                 self._check(name, lambda v: v > 0, "a positive number")
         for name in ("calibration_rows", "prunings"):
-            if getattr(self, name) is None and name == "calibration_rows":
-                continue
-            self._check(name, lambda v: v >= 1 and v == int(v), "a whole number ≥ 1")
+            if getattr(self, name) is not None:
+                self._check(name, lambda v: v >= 1 and v == int(v), "a whole number ≥ 1")
         for name in ("distill_hidden", "distill_attention"):
             self._check(name, lambda v: v >= 0, "a weight ≥ 0")
         for name in ("heads", "neurons", "layers"):

@@ -47,9 +47,9 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
     (:meth:`Pruner.strength_for`), from the norms and learning rates of the run. ``method``,
     ``eps``, ``scope``, ``saliency`` and ``damping`` are :class:`Pruner`'s. ``calibration`` is for
     saliency ``"second-order"``: batches, or how many rows to draw from the training data, which
-    then must be indexable; None draws as many as hold 25,000 tokens. Where ``stages`` prune gradually, each pruning drops more by the same
-    saliency. ``evaluate_when_pruned`` asks the Trainer for an evaluation straight after the last
-    pruning, besides its own.
+    then must be indexable; None draws as many as hold 25,000 tokens. Where ``stages`` prune
+    gradually, each pruning drops more by the same saliency. ``evaluate_when_pruned`` asks the
+    Trainer for an evaluation straight after the last pruning, besides its own.
 
     Heads, neurons and layers that the plan's structure entries name go at the first pruning, all at
     once, before the tiles of what is left; ``calibration`` and ``damping`` serve for these too. To
