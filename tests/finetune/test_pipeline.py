@@ -203,6 +203,24 @@ def test_heads_neurons_and_layers_go_before_tiles(
     assert "1 of 2 layers stay, with 2 of 4 heads and 72 of 96 neurons" in render_text(report)
 
 
+def test_whole_neurons_and_heads_go_by_and_by(
+    tiny_model: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    settings = {**SHORT, "saliency": "second-order", "prunings": 3, "epochs_reweighted": 0.0}
+    report = finetune(
+        tiny_model,
+        tiny_data,
+        out=tmp_path / "run",
+        **{**settings, "pattern": "structure", "sparsity": 0.6},
+    )
+    shares = [p["pruned"] for p in report["pruning"]["prunings"]]
+    assert shares == sorted(shares)
+    assert len(shares) == 3
+    assert shares[-1] == pytest.approx(0.6, abs=0.06)  # of 4 heads, none can go by halves
+    assert report["summary"]["packed"]["sparsity"] == pytest.approx(shares[-1], abs=1e-6)
+    assert report["multiply_adds"]["packed"] < 0.5 * report["multiply_adds"]["dense"]
+
+
 def test_the_retraining_stage_skips_what_is_pruned_unless_told_not_to(
     finished: Finished, tiny_model: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
@@ -316,9 +334,10 @@ def test_nan_does_not_pass_for_agreement() -> None:
         ({"heads": 1.0}, r"heads is 1.0, expected a fraction in \[0, 1\)"),
         (
             {"heads": 0.5, "distill_attention": 1.0},
-            "heads is 0.5, expected none to go with distill_attention",
+            "distill_attention is 1, expected 0 where heads go",
         ),
         ({"twin": True, "neurons": 0.5}, "twin is True, expected False where heads"),
+        ({"pattern": "structure", "heads": 0.5}, "pattern is 'structure', expected another one"),
         ({"prunings": 0}, "prunings is 0, expected a whole number ≥ 1"),
         ({"gradual": 1.5}, r"gradual is 1.5, expected a fraction in \[0, 1\]"),
         ({"distill_hidden": -1.0}, r"distill_hidden is -1.0, expected a weight ≥ 0"),

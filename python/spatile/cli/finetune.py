@@ -90,7 +90,8 @@ def _pruning(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--pattern",
-        help="tile (default), tile:RxC, row, column, element, head:W, or attention-aware",
+        help="tile (default), tile:RxC, row, column, element, head:W, attention-aware, or "
+        "structure (whole neurons and heads)",
     )
     group.add_argument(
         "--precompute",

@@ -151,12 +151,13 @@ class Settings:
         for name in ("heads", "neurons", "layers"):
             if getattr(self, name) is not None:
                 self._check(name, lambda v: 0 <= v < 1, "a fraction in [0, 1)")
-        if self.distill_attention > 0 and self.heads:
+        structured = self.pattern == "structure"
+        if self.distill_attention > 0 and (self.heads or structured):
             raise ValueError(
-                f"finetune: heads is {self.heads:g}, expected none to go with distill_attention: "
-                f"the dense stage has heads that the pruned model would not"
+                f"finetune: distill_attention is {self.distill_attention:g}, expected 0 where "
+                f"heads go: the dense stage has heads that the pruned model would not"
             )
-        if self.twin and (self.heads or self.neurons or self.layers):
+        if self.twin and (self.heads or self.neurons or self.layers or structured):
             raise ValueError(
                 "finetune: twin is True, expected False where heads, neurons or layers go: the "
                 "twin is compared tile by tile"
@@ -182,8 +183,14 @@ class Settings:
             raise ValueError(
                 f"finetune: precompute is {self.precompute!r}, expected 'auto', True or False"
             )
+        if self.pattern == "structure" and (self.heads or self.neurons):
+            raise ValueError(
+                "finetune: pattern is 'structure', expected another one where heads or neurons are "
+                "given: it decides about these itself"
+            )
         if self.pattern != "attention-aware":
-            as_pattern(self.pattern)
+            if self.pattern != "structure":
+                as_pattern(self.pattern)
             if self.precompute is not False:
                 raise ValueError(
                     f"finetune: precompute is {self.precompute!r}, expected False with pattern "
@@ -231,6 +238,8 @@ class Settings:
                 precompute=self.precompute,  # type: ignore[arg-type]
                 tokens=self.max_length,
             )
+        elif self.pattern == "structure":
+            plan = Plan.structured(config, self.sparsity)
         else:
             plan = Plan.uniform(self.pattern, self.sparsity)
         return plan.with_structure(heads=self.heads, neurons=self.neurons, layers=self.layers)

@@ -152,6 +152,7 @@ class ModelShape:
 
     hidden: int
     heads: int
+    neurons: int
     layers: tuple[LayerNames, ...]
 
 
@@ -174,8 +175,9 @@ def model_shape(config: Any, *, n_layers: int | None = None) -> ModelShape:
     hidden = _size(get, "hidden_size", "dim", "n_embd")
     heads = _size(get, "num_attention_heads", "n_heads", "n_head")
     count = n_layers or _size(get, "num_hidden_layers", "n_layers", "n_layer")
+    neurons = get("intermediate_size") or get("hidden_dim") or get("n_inner") or 4 * hidden
     layers = tuple(layer_names(model_type, i) for i in range(count))
-    return ModelShape(hidden, heads, layers)
+    return ModelShape(hidden, heads, neurons, layers)
 
 
 def layer_names(model_type: str, layer: int) -> LayerNames:

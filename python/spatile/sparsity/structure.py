@@ -92,6 +92,15 @@ class Structure:
         layers = (LayerStructure(i, heads, neurons) for i in range(n_layers))
         return cls(n_layers, n_heads, n_neurons, tuple(layers))
 
+    def weights(self, width: int) -> int:
+        """Weights in the matrices of the layers that are left, in a model of hidden ``width``.
+
+        >>> Structure.whole(2, n_heads=4, n_neurons=8).weights(16)
+        2560
+        """
+        head = 4 * width * (width // self.n_heads)
+        return sum(head * len(k.heads) + 2 * width * len(k.neurons) for k in self.layers)
+
     @property
     def is_whole(self) -> bool:
         """Whether nothing is missing."""

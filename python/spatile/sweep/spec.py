@@ -198,7 +198,7 @@ class Spec:
 
 
 def _spelled_out(pattern: str) -> str:
-    return pattern if pattern == "attention-aware" else str(as_pattern(pattern))
+    return pattern if pattern in ("attention-aware", "structure") else str(as_pattern(pattern))
 
 
 def _check_names(what: str, given: Mapping[str, Any], refused: frozenset[str]) -> None:

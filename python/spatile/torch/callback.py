@@ -13,11 +13,12 @@ from typing import Any, Literal
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from spatile.sparsity import Plan, Stages, StageSteps
+from spatile.sparsity import Plan, Stages, StageSteps, Structure
 from spatile.sparsity.saliency import Saliency
 from spatile.torch.calibration import calibration_batches
 from spatile.torch.checkpoint import SavedState, weights_checksum, write_state
 from spatile.torch.history import lasso_summary, norm_summary, pruned_fractions
+from spatile.torch.parameters import unwrap
 from spatile.torch.pruner import Calibration, Method, Pruner, Scope
 from spatile.torch.resume import find_state
 from spatile.torch.run import steps_per_epoch, total_learning_rate, unscale
@@ -52,7 +53,8 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
     Trainer for an evaluation straight after the last pruning, besides its own.
 
     Heads, neurons and layers that the plan's structure entries name go at the first pruning, all at
-    once, before the tiles of what is left; ``calibration`` and ``damping`` serve for these too. To
+    once, before the tiles of what is left; or by and by, where the plan prunes nothing else. Not
+    while several processes train together. ``calibration`` and ``damping`` serve for these too. To
     resume such a run after that, cut the new model before the Trainer is made:
     ``apply_structure(model, Structure.of_config(AutoConfig.from_pretrained(checkpoint)))``.
 
@@ -114,6 +116,8 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         self._full_strength = 0.0
         self._bf16 = False
         self._calibrate: Calibration | None = None
+        self._structure: Structure | None = None
+        self._width = 0
         self._before: dict[str, dict[str, torch.Tensor]] = {}
         self._history: dict[str, Any] = {}
 
@@ -160,6 +164,11 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
                 "PruningCallback: does not work inside hyperparameter_search; train each candidate "
                 "with a Trainer and a PruningCallback of its own"
             )
+        if self.plan.structure and args.world_size > 1:
+            raise NotImplementedError(
+                "PruningCallback: plan takes heads, neurons or layers away, expected one process: "
+                "call prune_structure before the Trainer is made"
+            )
         densify(kwargs["model"])  # a run that was broken off may have left it sparse
         self._calibrate = self._calibration(args, kwargs.get("train_dataloader"), kwargs["model"])
         self._pruner = self._new_pruner(kwargs["model"], kwargs["optimizer"])
@@ -190,7 +199,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         saved = None
         if state.global_step > 0:
             saved = find_state(args, state, self._pruner, self._steps)
-            _check_structure(kwargs["model"], saved)
+            self._find_structure(kwargs["model"], saved)
         if saved is not None:
             self._restore(saved)
         else:
@@ -287,12 +296,14 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         share = steps.pruned_share(step)
         if share is None:
             return False
-        if self.plan.structure and step == steps.prunings[0]:
-            self._cut(kwargs["model"], kwargs["optimizer"])
+        if self.plan.structure and not self.plan.entries:
+            self._cut(kwargs["model"], kwargs["optimizer"], share)
+        elif self.plan.structure and step == steps.prunings[0]:
+            self._cut(kwargs["model"], kwargs["optimizer"], 1.0)
         self._prune(step, share)
         return True
 
-    def _cut(self, model: torch.nn.Module, optimizer: Any) -> None:
+    def _cut(self, model: torch.nn.Module, optimizer: Any, share: float) -> None:
         """Take away heads, neurons and layers, and begin with a pruner of what is left."""
         densify(model)
         given = self._calibrate
@@ -304,9 +315,11 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
             batches,
             saliency="second-order" if second_order else "magnitude",
             scope="global" if self.scope == "global" else "matrix",
+            fraction=share,
             damping=self.damping,
             optimizer=getattr(optimizer, "optimizer", optimizer),
         )
+        self._structure, self._width = structure, int(unwrap(model).config.hidden_size)
         self._history["structure"] = structure.to_dict()
         self._pruner = self._new_pruner(model, optimizer)
         self._before = {}
@@ -351,7 +364,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
             )
             self._before = {}
         self._history["norms"]["after_prune"] = norm_summary(pruner)
-        self._history["pruned"] = pruned_fractions(pruner)
+        self._history["pruned"] = pruned_fractions(pruner, self._structure, width=self._width)
         self._history.setdefault("prunings", []).append(
             {
                 "step": step,
@@ -372,6 +385,9 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
 
     def _sparsify(self, args: TrainingArguments, model: torch.nn.Module) -> None:
         layers: tuple[str, ...] = ()
+        if not self.pruner.matrices:  # whole heads and neurons are gone, and their layers smaller
+            self._history["sparse"] = []
+            return
         parameters = [self.pruner.parameter(m) for m in self.pruner.matrices]
         if self.sparse is True:
             layers = sparsify(model, self.pruner)
@@ -382,6 +398,18 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
 
     def _set_strength(self, step: int) -> None:
         self.pruner.strength = self._full_strength * self.stage_steps.strength_factor(step)
+
+    def _find_structure(self, model: torch.nn.Module, saved: SavedState | None) -> None:
+        """Raise ValueError unless a resumed model was cut as the checkpoint's was."""
+        found = None if saved is None else saved.values["history"].get("structure")
+        if found is None:
+            return
+        self._structure, self._width = structure_of(model), int(unwrap(model).config.hidden_size)
+        if self._structure.to_dict() != found:
+            raise ValueError(
+                "PruningCallback: the resumed checkpoint's model has lost heads, neurons or "
+                "layers, expected one cut likewise before the Trainer is made (apply_structure)"
+            )
 
     def _restore(self, saved: SavedState) -> None:
         before = float(saved.values["history"]["strength"])
@@ -397,15 +425,6 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         }
         self._history = saved.values["history"]
         self._full_strength = before
-
-
-def _check_structure(model: torch.nn.Module, saved: SavedState | None) -> None:
-    found = None if saved is None else saved.values["history"].get("structure")
-    if found is not None and structure_of(model).to_dict() != found:
-        raise ValueError(
-            "PruningCallback: the resumed checkpoint's model has lost heads, neurons or layers, "
-            "expected one cut likewise before the Trainer is made (apply_structure)"
-        )
 
 
 def _is_plain(p: torch.nn.Parameter) -> bool:

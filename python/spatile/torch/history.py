@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from spatile import ops
-from spatile.sparsity import PlannedMatrix
+from spatile.sparsity import PlannedMatrix, Structure
 from spatile.torch.pruner import Pruner
 
 __all__ = ["lasso_summary", "norm_summary", "pruned_fractions"]
@@ -97,10 +97,14 @@ def lasso_summary(
     }
 
 
-def pruned_fractions(pruner: Pruner) -> dict[str, Any]:
+def pruned_fractions(
+    pruner: Pruner, structure: Structure | None = None, *, width: int = 0
+) -> dict[str, Any]:
     """The share of weights pruned: ``matrices`` (each) and ``all`` (of all planned weights).
 
-    Weights are counted, not groups: a group that overhangs its matrix's edge holds fewer.
+    Weights are counted, not groups: a group that overhangs its matrix's edge holds fewer. With a
+    ``structure``, ``all`` is of the layers of the dense model, of hidden ``width``, and counts what
+    went with heads, neurons and layers.
     """
     masks = pruner.masks
     pruned = total = 0
@@ -114,6 +118,12 @@ def pruned_fractions(pruner: Pruner) -> dict[str, Any]:
             gone = size - int(kept.sum())
         each[m.name] = gone / max(1, size)
         pruned, total = pruned + gone, total + size
+    if structure is not None:
+        whole = Structure.whole(
+            structure.n_layers, n_heads=structure.n_heads, n_neurons=structure.n_neurons
+        )
+        total = whole.weights(width)
+        pruned += total - structure.weights(width)
     return {"all": pruned / max(1, total), "matrices": each}
 
 

@@ -303,7 +303,7 @@ class Pruner:
             fraction = (norm / self._beta[m.name]).flatten()
             rank = min(fraction.numel(), math.floor(m.sparsity * fraction.numel()) + 1)
             edges.append(float(fraction.kthvalue(rank).values))
-        return (1 - (1 - shrink) ** 2) / 2 * min(edges) / total_lr
+        return (1 - (1 - shrink) ** 2) / 2 * min(edges, default=0.0) / total_lr
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs besides the weights; tensors are not copied."""
