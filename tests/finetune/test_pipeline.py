@@ -219,6 +219,15 @@ def test_whole_neurons_and_heads_go_by_and_by(
     assert shares[-1] == pytest.approx(0.6, abs=0.06)  # of 4 heads, none can go by halves
     assert report["summary"]["packed"]["sparsity"] == pytest.approx(shares[-1], abs=1e-6)
     assert report["multiply_adds"]["packed"] < 0.5 * report["multiply_adds"]["dense"]
+    # A model that has lost parts is pruned on from what is left of it.
+    on = finetune(
+        tmp_path / "run" / "stages" / "retrained",
+        tiny_data,
+        out=tmp_path / "on",
+        **{**settings, "epochs_dense": 0.0, "distill_hidden": 1.0},
+    )
+    left = (1 - shares[-1]) * (1 - settings["sparsity"])
+    assert on["summary"]["packed"]["sparsity"] == pytest.approx(1 - left, abs=0.02)
 
 
 def test_the_retraining_stage_skips_what_is_pruned_unless_told_not_to(
@@ -334,9 +343,9 @@ def test_nan_does_not_pass_for_agreement() -> None:
         ({"heads": 1.0}, r"heads is 1.0, expected a fraction in \[0, 1\)"),
         (
             {"heads": 0.5, "distill_attention": 1.0},
-            "distill_attention is 1, expected 0 where heads go",
+            "distill_attention is 1, expected 0 where heads",
         ),
-        ({"twin": True, "neurons": 0.5}, "twin is True, expected False where heads"),
+        ({"twin": True, "neurons": 0.5}, "twin is True, expected False unless tiles"),
         ({"pattern": "structure", "heads": 0.5}, "pattern is 'structure', expected another one"),
         ({"prunings": 0}, "prunings is 0, expected a whole number ≥ 1"),
         ({"gradual": 1.5}, r"gradual is 1.5, expected a fraction in \[0, 1\]"),

@@ -92,6 +92,17 @@ def test_gradual_pruning_is_cubic_and_ends_where_it_should() -> None:
     assert (once.prunings, once.pruned_share(30)) == ((30,), 1.0)
 
 
+def test_the_first_pruning_may_wait() -> None:
+    steps = Stages(1, 0, 3, prunings=3, gradual=1.5, delay=0.5).resolve(
+        steps_per_epoch=10, max_steps=40
+    )
+    assert steps.prunings == (15, 20, 25)
+    once = Stages(1, 0, 3, delay=0.5).resolve(steps_per_epoch=10, max_steps=40)
+    assert once.prunings == (15,)
+    with pytest.raises(ValueError, match="delay ends at step 50, but training at 40"):
+        Stages(1, 0, 3, delay=4).resolve(steps_per_epoch=10, max_steps=40)
+
+
 def test_gradual_pruning_that_cannot_be() -> None:
     with pytest.raises(ValueError, match="prunings is 0"):
         Stages(1, 0, 1, prunings=0)
@@ -101,7 +112,7 @@ def test_gradual_pruning_that_cannot_be() -> None:
         Stages(1, 0, 1, prunings=3)
     with pytest.raises(ValueError, match="gradual ends at step 30, but training at 20"):
         Stages(1, 0, 1, prunings=2, gradual=2).resolve(steps_per_epoch=10, max_steps=20)
-    with pytest.raises(ValueError, match="gradual is 1 steps, expected at least 2"):
+    with pytest.raises(ValueError, match="gradual leaves 1 steps, expected at least 2"):
         Stages(1, 0, 1, prunings=3, gradual=0.1).resolve(steps_per_epoch=10, max_steps=20)
 
 

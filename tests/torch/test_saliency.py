@@ -296,3 +296,56 @@ def test_calibration_takes_rows_until_there_are_tokens_enough(
     assert (widths == sorted(widths, reverse=True)) == known_lengths
     twenty = calibration.calibration_batches(model, loader, rows=20, seed=0, batch_size=8)
     assert sum(len(b["input_ids"]) for b in twenty) == 20
+
+
+def test_gpt2_is_pruned_by_second_order_too() -> None:
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        n_embd=32, n_layer=2, n_head=2, vocab_size=50, n_positions=32, pad_token_id=0
+    )
+    model = transformers.GPT2ForSequenceClassification(config)
+    pruner = Pruner(
+        model, TILE, strength=0.0, saliency="second-order", calibration=batches(4, tokens=10)
+    )
+    masks = pruner.prune()
+    assert any(name.endswith("c_attn.key") for name in masks)
+    assert all(0 <= e < 1 for e in pruner.relative_errors.values())
+    for m in pruner.matrices:
+        assert int(masks[m.name].sum()) * 2 == masks[m.name].numel()
+
+
+def test_parts_that_were_in_evaluation_mode_stay_so(make_bert: Any) -> None:
+    model = make_bert().train()
+    model.bert.embeddings.eval()
+    with LayerWalk(model, batches(1)):
+        assert not any(m.training for m in model.modules())
+    assert model.training
+    assert not model.bert.embeddings.dropout.training
+
+
+def test_batches_that_can_be_read_once_only_are_refused(make_bert: Any) -> None:
+    with pytest.raises(ValueError, match="calibration can be read once only"):
+        Pruner(
+            make_bert(),
+            TILE,
+            strength=0.0,
+            saliency="second-order",
+            calibration=iter(batches(1)),  # type: ignore[arg-type]
+        )
+
+
+def test_what_the_callback_cannot_do_is_said_before_training(make_bert: Any, train: Any) -> None:
+    plan = TILE.with_structure(heads=0.5)
+    stages = Stages(dense=1, reweighted=0, retrain=2)
+    with pytest.raises(ValueError, match="calibration is 0, expected batches"):
+        PruningCallback(TILE, stages=stages, calibration=0)
+    with pytest.raises(ValueError, match="saliency is 'movement', expected 'second-order' or"):
+        PruningCallback(plan, stages=stages, saliency="movement")
+    model = make_bert()
+    before = model.bert.encoder.layer[0].output.dense.weight.detach().clone()
+    callback = PruningCallback(
+        TILE.with_structure(heads=0.5, target="encoder.layer.7"), stages=stages
+    )
+    with pytest.raises(ValueError, match=r"no layer matches 'encoder\.layer\.7'"):
+        train(model, callback)
+    assert torch.equal(model.bert.encoder.layer[0].output.dense.weight, before)

@@ -73,7 +73,7 @@ def _grid(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--methods",
         metavar="M,M…",
-        help="default, reweighted, gradient, none (no reweighted stage), NAME=setting:value;…, or "
+        help="default, reweighted, gradient, none (without its penalty), NAME=setting:value;…, or "
         "a JSON file {NAME: {setting: value}}",
     )
     group.add_argument("--seeds", metavar="N,N…", help="a dense model each (default 0)")

@@ -144,24 +144,16 @@ class Settings:
             if getattr(self, name) is not None:
                 self._check(name, lambda v: v > 0, "a positive number")
         for name in ("calibration_rows", "prunings"):
-            if getattr(self, name) is not None:
-                self._check(name, lambda v: v >= 1 and v == int(v), "a whole number ≥ 1")
+            value = getattr(self, name)
+            whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+            if not whole and value is not None:
+                raise ValueError(f"finetune: {name} is {value!r}, expected a whole number ≥ 1")
         for name in ("distill_hidden", "distill_attention"):
             self._check(name, lambda v: v >= 0, "a weight ≥ 0")
         for name in ("heads", "neurons", "layers"):
             if getattr(self, name) is not None:
                 self._check(name, lambda v: 0 <= v < 1, "a fraction in [0, 1)")
-        structured = self.pattern == "structure"
-        if self.distill_attention > 0 and (self.heads or structured):
-            raise ValueError(
-                f"finetune: distill_attention is {self.distill_attention:g}, expected 0 where "
-                f"heads go: the dense stage has heads that the pruned model would not"
-            )
-        if self.twin and (self.heads or self.neurons or self.layers or structured):
-            raise ValueError(
-                "finetune: twin is True, expected False where heads, neurons or layers go: the "
-                "twin is compared tile by tile"
-            )
+        self._check_structure()
         for name in _LENGTHS:
             self._check(name, lambda v: v >= 0, "a number of epochs ≥ 0")
         for name in ("ramp", "distill", "warmup", "gradual"):
@@ -196,6 +188,31 @@ class Settings:
                     f"finetune: precompute is {self.precompute!r}, expected False with pattern "
                     f"{self.pattern!r}; it belongs to pattern 'attention-aware'"
                 )
+
+    def _check_structure(self) -> None:
+        shares = self.heads or self.neurons or self.layers
+        planned = self.plan is not None and bool(self.plan.get("structure"))
+        structured = bool(shares) or planned or self.pattern == "structure"
+        if shares and self.plan is not None:
+            raise ValueError(
+                "finetune: plan is given with heads, neurons or layers, expected these as entries "
+                "of the plan"
+            )
+        if structured and self.distill_attention > 0:
+            raise ValueError(
+                f"finetune: distill_attention is {self.distill_attention:g}, expected 0 where "
+                f"heads, neurons or layers go: the pruned model can't have the dense attention"
+            )
+        if structured and self.saliency in ("movement", "taylor"):
+            raise ValueError(
+                f"finetune: saliency is {self.saliency!r}, expected 'second-order' or 'magnitude' "
+                f"where heads, neurons or layers go"
+            )
+        if self.twin and (structured or self.ranks_by != "magnitude" or self.prunings > 1):
+            raise ValueError(
+                "finetune: twin is True, expected False unless tiles are pruned at once "
+                "(prunings 1) and by saliency 'magnitude': else more than the penalty would differ"
+            )
 
     def _check(self, name: str, holds: Any, expected: str) -> None:
         value = getattr(self, name)

@@ -15,6 +15,7 @@ from spatile.finetune.settings import Settings
 from spatile.sparsity import Structure
 from spatile.torch import (
     QueriesAndKeys,
+    apply_structure,
     attention_loss,
     distillation_loss,
     hidden_loss,
@@ -94,7 +95,11 @@ class Teacher:
         if len(self._kept) != config.num_hidden_layers:
             structure = Structure.of_config(config)
             assert structure is not None
-            self._kept = [layer.layer for layer in structure.layers]
+            # The teacher, too, may have lost layers since it was dense.
+            own = Structure.of_config(self._teacher().config)
+            names = range(len(hidden)) if own is None else [k.layer for k in own.layers]
+            place = {layer: i for i, layer in enumerate(names)}
+            self._kept = [place[layer.layer] for layer in structure.layers]
         return [hidden[i] for i in self._kept]
 
     def _keeps_hidden(self) -> bool:
@@ -108,6 +113,7 @@ class Teacher:
             # resumed.
             with torch.random.fork_rng(devices=[]):
                 self._model = load_classifier(self._folder, attention=self._settings.attention)
+            apply_structure(self._model)
             swap_layers(self._model, linear=self._linear)
             self._model.eval()
         return self._model

@@ -27,9 +27,10 @@ from spatile.finetune.teacher import Teacher
 from spatile.finetune.trainer import StageTrainer, training_arguments
 from spatile.finetune.twin import Twin
 from spatile.inference.architecture import read_architecture
-from spatile.sparsity import Stages, StageSteps, Structure, match
+from spatile.sparsity import Stages, StageSteps, Structure
 from spatile.torch import PruningCallback, apply_structure, last_checkpoint
 from spatile.torch.checkpoint import read_state
+from spatile.torch.parameters import planned_matrices
 from spatile.torch.structure_pruning import check_structure_plan
 
 __all__ = ["prepare", "stages_of", "train"]
@@ -57,8 +58,10 @@ def prepare(settings: Settings, task: Task) -> Job:
         # Without the name in the saved tokenizer, those who load it would feed other inputs.
         tokenizer.model_input_names = [*tokenizer.model_input_names, "token_type_ids"]
         tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names
+    # A checkpoint that has lost heads, neurons or layers holds zeros in their places.
+    apply_structure(model)
     plan = settings.make_plan(model.config)
-    match(plan, {name: tuple(p.shape) for name, p in model.named_parameters()})
+    planned_matrices(model, plan)
     check_structure_plan(model, plan)
     train_data = encode(tokenizer, task.train, settings.max_length)
     stages, steps = stages_of(settings, len(train_data))
@@ -140,14 +143,18 @@ def stages_of(settings: Settings, rows: int) -> tuple[Stages, StageSteps]:
     every = settings.reweight_every
     retrain = total - dense - reweighted
     spread = round(settings.gradual * retrain)
+    # Gradients tell nothing until some steps were taken; there may be none before this stage.
+    by_gradients = settings.ranks_by in ("movement", "taylor")
+    prunings = min(settings.prunings, max(1, spread) if by_gradients else 1 + spread)
     stages = Stages(
         dense,
         reweighted,
         retrain,
         unit="steps",
         ramp=settings.ramp,
-        prunings=min(settings.prunings, 1 + spread),
+        prunings=prunings,
         gradual=spread,
+        delay=min(retrain, max(1, spread // prunings)) if by_gradients else 0,
         reweight_every=None if every is None else max(1, round(every * epoch)),
     )
     return stages, stages.resolve(steps_per_epoch=epoch, max_steps=total)

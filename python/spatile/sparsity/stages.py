@@ -26,8 +26,8 @@ class Stages:
     ``retrain=None`` means for as long as training lasts.
 
     Pruning may be gradual: ``prunings`` of them, evenly spread over the first ``gradual`` (same
-    unit) of the retrain stage; after i of n the share 1 − (1 − i/n)³ of what is to go is gone (the
-    cubic schedule of Zhu and Gupta 2017).
+    unit) of the retrain stage, the first after ``delay``; after i of n the share 1 − (1 − i/n)³ of
+    what is to go is gone (the cubic schedule of Zhu and Gupta 2017).
 
     Raises ValueError for a negative or non-finite length, a ramp outside [0, 1], and several
     prunings without a length to spread them over.
@@ -45,9 +45,10 @@ class Stages:
     ramp: float = 0.5
     prunings: int = 1
     gradual: float = 0.0
+    delay: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("dense", "reweighted", "retrain", "reweight_every", "gradual"):
+        for name in ("dense", "reweighted", "retrain", "reweight_every", "gradual", "delay"):
             value = getattr(self, name)
             if value is None and name in ("retrain", "reweight_every"):
                 continue
@@ -106,10 +107,16 @@ class Stages:
             prunings,
         )
 
-    def _prunings(self, first: int, scale: float, max_steps: int) -> tuple[int, ...]:
+    def _prunings(self, start: int, scale: float, max_steps: int) -> tuple[int, ...]:
+        first = start + round(self.delay * scale)
+        if first > max_steps:
+            raise ValueError(
+                f"stages: delay ends at step {first}, but training at {max_steps}; expected it to "
+                f"fit into the retrain stage"
+            )
         if self.prunings == 1:
             return (first,)
-        last = first + round(self.gradual * scale)
+        last = start + round(self.gradual * scale)
         if last > max_steps:
             raise ValueError(
                 f"stages: gradual ends at step {last}, but training at {max_steps}; expected it to "
@@ -117,8 +124,8 @@ class Stages:
             )
         if last - first < self.prunings - 1:
             raise ValueError(
-                f"stages: gradual is {last - first} steps, expected at least {self.prunings - 1} "
-                f"for {self.prunings} prunings"
+                f"stages: gradual leaves {last - first} steps, expected at least "
+                f"{self.prunings - 1} for {self.prunings} prunings"
             )
         return tuple(
             first + round(i * (last - first) / (self.prunings - 1)) for i in range(self.prunings)

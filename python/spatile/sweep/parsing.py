@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "default": {},
     "reweighted": {**_PUBLISHED, "method": "proximal"},
     "gradient": {**_PUBLISHED, "method": "gradient"},
-    "none": {**_PUBLISHED, "epochs_reweighted": 0.0, "strength": 0.0},
+    "none": {**_PUBLISHED, "strength": 0.0},
 }
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
@@ -45,7 +46,8 @@ def read_sparsities(text: str) -> tuple[float, ...]:
             numbers = [float(end) for end in ends]
         except ValueError:
             numbers = []
-        if len(numbers) not in (1, 3) or (len(numbers) == 3 and not numbers[2] > 0):
+        finite = all(map(math.isfinite, numbers))
+        if not finite or len(numbers) not in (1, 3) or (len(numbers) == 3 and not numbers[2] > 0):
             raise ValueError(
                 f"sweep: sparsity is {text!r}, expected numbers and ranges FIRST:LAST:STEP, "
                 f"separated by commas"

@@ -117,7 +117,14 @@ def _all(document: Mapping[str, Any], found: list[Summary]) -> Table:
             )
         )
     heads = (
-        *("pattern", "method", "pruned", "before retraining", metric, f"{metric} − dense, 95 %"),
+        *(
+            "pattern",
+            "method",
+            "pruned",
+            "after the last pruning",
+            metric,
+            f"{metric} − dense, 95 %",
+        ),
         *("worst seed", "above the floor", "ms", "dense / this", "PyTorch / this"),
     )
     return Table(

@@ -16,7 +16,13 @@ from torch import nn
 from spatile import ops
 from spatile.torch.parameters import unwrap
 
-__all__ = ["ENOUGH_TOKENS", "LayerWalk", "calibration_batches", "enough_rows"]
+__all__ = [
+    "ENOUGH_TOKENS",
+    "LayerWalk",
+    "calibration_batches",
+    "check_indexable",
+    "enough_rows",
+]
 
 #: With fewer, the gram of a feed-forward layer of a few thousand neurons is mostly its damping.
 ENOUGH_TOKENS = 25_000
@@ -63,7 +69,13 @@ class LayerWalk:
         self._valid: list[torch.Tensor | None] = []
 
     def __enter__(self) -> LayerWalk:
-        self._training = self._model.training
+        self._training = {m: m.training for m in self._model.modules()}
+        self._at = 0
+        self._calls.clear()
+        self._valid.clear()
+        # A cache of keys would grow each time that a layer runs.
+        takes_cache = "use_cache" in inspect.signature(self._model.forward).parameters
+        options: dict[str, Any] = {"use_cache": False} if takes_cache else {}
         self._no_grad = torch.no_grad()
         self._no_grad.__enter__()
         self._model.eval()
@@ -74,7 +86,7 @@ class LayerWalk:
                 mask = batch.get("attention_mask")
                 self._valid.append(None if mask is None else mask.bool())
                 with contextlib.suppress(_FirstLayer):
-                    self._model(**batch)
+                    self._model(**{**batch, **options})
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -89,7 +101,8 @@ class LayerWalk:
         trace: TracebackType | None,
     ) -> None:
         self._calls.clear()
-        self._model.train(self._training)
+        for module, training in self._training.items():
+            module.training = training
         self._no_grad.__exit__(kind, value, trace)
 
     @property
@@ -129,7 +142,7 @@ class LayerWalk:
 
         try:
             for name in names:
-                if not name.startswith(f"{here}."):
+                if not name.startswith(f"{here}.") or name not in self._modules:
                     raise ValueError(f"LayerWalk: {name} is asked for at {here}, expected a part")
                 hooks.append(self._modules[name].register_forward_pre_hook(listen(name)))
             for i, (args, kwargs) in enumerate(self._calls):
@@ -171,12 +184,8 @@ def calibration_batches(
     the loader as it is. Where the data has ``lengths``, rows of similar length go together. Raises
     ValueError where it can't be indexed.
     """
-    data = getattr(dataloader, "dataset", None)
-    if data is None or not hasattr(data, "__getitem__") or not hasattr(data, "__len__"):
-        raise ValueError(
-            "PruningCallback: the training data can't be indexed, expected calibration=batches "
-            "for saliency 'second-order'"
-        )
+    check_indexable(dataloader)
+    data = dataloader.dataset
     count = len(data) if rows is None else min(rows, len(data))
     chosen = random.Random(seed).sample(range(len(data)), count)
     lengths = getattr(data, "lengths", None)
@@ -197,6 +206,21 @@ def calibration_batches(
         if rows is None and lengths is None and tokens >= ENOUGH_TOKENS:
             break
     return batches
+
+
+def check_indexable(dataloader: Any) -> None:
+    """Raise ValueError for data of which rows can't be drawn."""
+    data = getattr(dataloader, "dataset", None)
+    if (
+        data is None
+        or isinstance(data, torch.utils.data.IterableDataset)
+        or not hasattr(data, "__getitem__")
+        or not hasattr(data, "__len__")
+    ):
+        raise ValueError(
+            "PruningCallback: the training data can't be indexed, expected calibration=batches "
+            "for saliency 'second-order'"
+        )
 
 
 def enough_rows(lengths: Sequence[int]) -> int:

@@ -15,7 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from spatile.sparsity import Plan, Stages, StageSteps, Structure
 from spatile.sparsity.saliency import Saliency
-from spatile.torch.calibration import calibration_batches
+from spatile.torch.calibration import calibration_batches, check_indexable
 from spatile.torch.checkpoint import SavedState, weights_checksum, write_state
 from spatile.torch.history import lasso_summary, norm_summary, pruned_fractions
 from spatile.torch.parameters import unwrap
@@ -24,7 +24,7 @@ from spatile.torch.resume import find_state
 from spatile.torch.run import steps_per_epoch, total_learning_rate, unscale
 from spatile.torch.sparse_linear import densify, sparsify
 from spatile.torch.structure import structure_of
-from spatile.torch.structure_pruning import prune_structure
+from spatile.torch.structure_pruning import check_structure_plan, prune_structure
 
 __all__ = ["PruningCallback"]
 
@@ -97,6 +97,17 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
             raise ValueError(f"PruningCallback: strength is {strength!r}, expected ≥ 0 or 'auto'")
         if not 0 < shrink <= 1:
             raise ValueError(f"PruningCallback: shrink is {shrink}, expected a fraction in (0, 1]")
+        rows = isinstance(calibration, int)
+        if rows and not (calibration >= 1 and not isinstance(calibration, bool)):  # type: ignore[operator]
+            raise ValueError(
+                f"PruningCallback: calibration is {calibration!r}, expected batches, a function "
+                f"that gives them, or a number of rows ≥ 1"
+            )
+        if plan.structure and saliency in ("movement", "taylor"):
+            raise ValueError(
+                f"PruningCallback: saliency is {saliency!r}, expected 'second-order' or "
+                f"'magnitude' where heads, neurons or layers go"
+            )
         if sparse not in (True, False, "auto"):
             raise ValueError(f"PruningCallback: sparse is {sparse!r}, expected True, False, 'auto'")
         self.plan = plan
@@ -170,6 +181,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
                 "call prune_structure before the Trainer is made"
             )
         densify(kwargs["model"])  # a run that was broken off may have left it sparse
+        check_structure_plan(kwargs["model"], self.plan)
         self._calibrate = self._calibration(args, kwargs.get("train_dataloader"), kwargs["model"])
         self._pruner = self._new_pruner(kwargs["model"], kwargs["optimizer"])
         self._steps = self.stages.resolve(
@@ -285,7 +297,10 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         pruner, steps = self.pruner, self.stage_steps
         if step == steps.dense_end and step < steps.reweighted_end:
             self._history["norms"]["reweighted_start"] = norm_summary(pruner)
-            self._before = {"before_norms": pruner.norms(), "before_masks": pruner.choose_masks()}
+            if self.saliency == "magnitude":
+                first = steps.pruned_share(steps.prunings[0]) or 1.0
+                masks = pruner.choose_masks(fraction=first)
+                self._before = {"before_norms": pruner.norms(), "before_masks": masks}
         if step in steps.milestones:
             self._reweight(step)
         if step == steps.dense_end and step < steps.reweighted_end and self.strength == "auto":
@@ -381,6 +396,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         rows = self.calibration
         if not (rows is None or isinstance(rows, int)):
             return rows
+        check_indexable(dataloader)
         return lambda: calibration_batches(model, dataloader, rows=rows, seed=args.seed)
 
     def _sparsify(self, args: TrainingArguments, model: torch.nn.Module) -> None:

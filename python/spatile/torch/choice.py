@@ -53,6 +53,15 @@ class GroupChoice:
             raise ValueError(
                 "Pruner: calibration is None, expected batches for saliency 'second-order'"
             )
+        if (
+            calibration is not None
+            and not callable(calibration)
+            and hasattr(calibration, "__next__")
+        ):
+            raise ValueError(
+                "Pruner: calibration can be read once only, expected a list of batches or a "
+                "function that gives them"
+            )
         self.saliency: Saliency = saliency
         self.scope: Scope = self._checked(scope)
         self.calibration, self.damping = calibration, float(damping)

@@ -32,6 +32,8 @@ _FLUSH_AT = {torch.bfloat16: 2.0**-6, torch.float16: 2.0**-9}
 class Pruner:
     """Prunes the matrices of ``model`` that ``plan`` names, in a training loop of one's own.
 
+    What a plan takes away whole is for :func:`prune_structure`, before a Pruner is made.
+
     ``strength`` is λ (settable, ≥ 0; 0 switches the penalty off); ``eps`` is ε in
     β = 1/(‖W_g‖₂ + ε). ``optimizer`` is asked for the learning rate of the proximal step.
     Two methods:
@@ -45,7 +47,7 @@ class Pruner:
 
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        pruner.before_step()    # after clipping; does something for "gradient" only
+        pruner.before_step()    # after clipping; for "gradient", and saliency by gradients
         optimizer.step()
         pruner.after_step()     # the proximal step, and pruned weights back to zero
         optimizer.zero_grad()
