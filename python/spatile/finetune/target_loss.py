@@ -136,6 +136,8 @@ class Search:
             ) from None
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{file}: not valid JSON ({error})") from None
+        if not isinstance(state, dict):
+            raise ValueError(f"{file}: format is not {_FORMAT!r}, version {_VERSION}")
         if state.get("format") != _FORMAT or state.get("version") != _VERSION:
             raise ValueError(f"{file}: format is not {_FORMAT!r}, version {_VERSION}")
         saved = Settings.from_dict(state.pop("settings"))

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from spatile.finetune.dense_start import DENSE_FIELDS
 from spatile.finetune.run_folder import RunFolder, write_folder
 from spatile.sparsity import write_atomically
 from spatile.sweep.spec import Cell, Spec
@@ -143,7 +144,7 @@ class SweepFolder:
         for seed in filter(self.has_dense, spec.seeds):
             run = RunFolder.open(self.dense(seed))
             wanted = spec.dense_settings(seed)
-            for name in run.settings.differences(wanted):
+            for name in sorted(DENSE_FIELDS.intersection(run.settings.differences(wanted))):
                 before, now = getattr(run.settings, name), getattr(wanted, name)
                 raise ValueError(
                     f"sweep: {name} is {now!r}, expected {before!r} as in the dense models of "

@@ -43,9 +43,9 @@ class Summary:
     ``mean`` is the metric's mean over seeds, ``loss`` the mean of dense − pruned, each seed paired
     with its own dense model, ``worst`` the lowest of the seeds, ``pruned`` the mean straight after
     pruning (None where unknown), ``above_floor`` whether the mean is above the majority class's
-    score by more than its interval. Times are milliseconds, and speed-ups the dense model's time
-    (by spatile, by PyTorch) over the packed one's, of medians or of minima, whichever is less;
-    None where not measured.
+    score by more than its interval (None where there is no such score). Times are milliseconds, and
+    speed-ups the dense model's time (by spatile, by PyTorch) over the packed one's, of medians or
+    of minima, whichever is less; None where not measured.
     """
 
     pattern: str
@@ -58,7 +58,7 @@ class Summary:
     worst: float
     pruned: float | None
     floor: float | None
-    above_floor: bool
+    above_floor: bool | None
     latency_ms: float | None
     dense_latency_ms: float | None
     torch_latency_ms: float | None
@@ -171,7 +171,7 @@ def _summary(key: Key, rows: list[dict[str, Any]], scores: _Scores, seeds: list[
     mine = scores.of_cells(key, seeds)
     dense = scores.of_dense(seeds)
     floor = scores.of_floor()
-    above = False
+    above: bool | None = None
     if floor is not None:
         above = scores.estimate(mine - floor).low > 0
     timed = next((row for row in rows if row["latency_ms"] is not None), rows[0])

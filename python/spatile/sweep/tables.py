@@ -86,14 +86,21 @@ def _grid(document: Mapping[str, Any], found: list[Summary], method: str) -> Tab
         tuple(rows),
         (
             f"Mean over {seeds} seed{'s' if seeds > 1 else ''}, in brackets less the dense models' "
-            f"{_points(found[0].dense)}, all in points. The majority class alone scores "
-            f"{_points(floor)}; † is not above it by more than the 95 % interval.",
+            f"{_points(found[0].dense)}, all in points."
+            + (
+                ""
+                if floor is None
+                else f" The majority class alone scores {_points(floor)}; † is not above it by "
+                f"more than the 95 % interval."
+            ),
         ),
     )
 
 
 def _score_and_loss(s: Summary) -> str:
-    return f"{_points(s.mean.value)} ({_signed(-s.loss.value)})" + ("" if s.above_floor else " †")
+    return f"{_points(s.mean.value)} ({_signed(-s.loss.value)})" + (
+        " †" if s.above_floor is False else ""
+    )
 
 
 def _all(document: Mapping[str, Any], found: list[Summary]) -> Table:
@@ -110,7 +117,7 @@ def _all(document: Mapping[str, Any], found: list[Summary]) -> Table:
                 _points(s.mean.value),
                 _interval(change),
                 _points(s.worst),
-                "yes" if s.above_floor else "**no**",
+                {True: "yes", False: "**no**", None: "no floor"}[s.above_floor],
                 _number(s.latency_ms),
                 _ratio(s.speedup),
                 _ratio(s.torch_speedup),
