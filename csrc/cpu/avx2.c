@@ -1,5 +1,6 @@
 /* The AVX2 tier (with FMA and F16C): registers of 8 floats, two to a panel's row. */
 #include "simd/panel.h"
+#include "simd/panel_gather.h"
 #include "simd/linear_bf16.h"
 #include "simd/attention.h"
 #include "simd/attention_backward.h"

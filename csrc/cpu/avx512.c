@@ -1,5 +1,6 @@
 /* The AVX-512 tier (F, BW, VL, DQ): registers of 16 floats, one to a panel's row. */
 #include "simd/panel.h"
+#include "simd/panel_gather.h"
 #include "simd/linear_bf16.h"
 #include "simd/attention.h"
 #include "simd/attention_backward.h"

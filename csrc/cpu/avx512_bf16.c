@@ -1,5 +1,6 @@
 /* The AVX-512 tier on processors that multiply pairs of bfloat16 (AVX512_BF16). */
 #include "simd/panel.h"
+#include "simd/panel_gather.h"
 #include "simd/linear_bf16.h"
 #include "simd/attention.h"
 #include "simd/attention_backward.h"

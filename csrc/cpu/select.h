@@ -3,14 +3,28 @@
 #ifndef SPATILE_CPU_SELECT_H
 #define SPATILE_CPU_SELECT_H
 
+#include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
+
+#include "half.h"
+
+/* Smaller keys for larger scores; 0 is no score's. Adding 0 makes -0 equal to 0. */
+static inline uint32_t spt_select_key(float score) {
+  uint32_t bits = spt_bits_of_float(score + 0.0f);
+  return bits >> 31 ? bits : ~bits & 0x7fffffffu;
+}
 
 /* The selection: every key below `key`, and `ties` of those that equal it. */
 typedef struct spt_selection {
   uint32_t key;
   int64_t ties;
 } spt_selection;
+
+/* In the keys' order: of those that equal the last selected one the first are. */
+static inline bool spt_is_selected(spt_selection *s, uint32_t key) {
+  return key < s->key || (key == s->key && s->ties-- > 0);
+}
 
 #define SPT_SELECT_BITS 11
 

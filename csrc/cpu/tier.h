@@ -99,7 +99,17 @@ typedef struct spt_attention_block {
    * the sum of its 16. Rows are then kept whole. */
   float *token_importance;
   float *head_importance; /* one sum of |out| that is added to, or NULL */
+  /* Like token_importance, in whole numbers of 1 / share_unit, a power of two: so their sums depend on
+   * no order. A lane whose probabilities are NaN adds nothing, and sets *nan to 1. */
+  int32_t *token_shares;
+  float share_unit;
+  float *magnitudes; /* (16) or NULL: sum of |out| of each lane */
+  uint8_t *nan;      /* beside token_shares */
 } spt_attention_block;
+
+static inline bool spt_keeps_rows(const spt_attention_block *b) {
+  return b->token_importance != NULL || b->token_shares != NULL;
+}
 
 /* Floats of scratch for a block of `keys` keys. */
 static inline int64_t spt_attention_scratch(int64_t d, int64_t dv, int64_t keys, bool importance) {
@@ -203,6 +213,9 @@ typedef struct spt_cpu_tier {
       bf16_by_rows; /* values in blocks of 16 rows by up to 16 pairs, row after row; else pair after
                         pair, each with its 16 rows */
   bool bf16_native; /* the processor multiplies bfloat16 itself */
+  /* Rows of 16 words: lane l of row r becomes the word at from + at[l] + 16 r, or 0 where at[l] is
+   * negative. */
+  void (*panel_gather)(uint32_t *to, const uint32_t *from, const int64_t *at, int64_t rows);
   /* A float32 panel as pairs; an odd last feature gets a zero beside it. */
   void (*panel_narrow)(uint16_t *pairs, const float *panel, int64_t features);
   /* A pair panel as a row panel, which may be the same memory; features are even. */

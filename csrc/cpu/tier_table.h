@@ -2,7 +2,7 @@
  * initializer is no program that could be formatted. */
 /* clang-format off */
 .panel_pack = panel_pack, .panel_unpack = panel_unpack, .panel_linear = panel_linear,
-.panel_linear_bf16 = panel_linear_bf16, .panel_narrow = panel_narrow, .panel_split = panel_split,
+.panel_gather = panel_gather, .panel_linear_bf16 = panel_linear_bf16, .panel_narrow = panel_narrow, .panel_split = panel_split,
 .panel_csr = panel_csr,
 .strip_gradient = strip_gradient,
 .panel_layer_norm = panel_layer_norm,

@@ -17,12 +17,6 @@ struct topk_job {
   atomic_llong nan_at; /* the first score that is NaN, or INT64_MAX */
 };
 
-/* Smaller keys for larger scores. Adding 0 makes -0 equal to 0. */
-static uint32_t key_of(float score) {
-  uint32_t bits = spt_bits_of_float(score + 0.0f);
-  return bits >> 31 ? bits : ~bits & 0x7fffffffu;
-}
-
 static void report_nan(struct topk_job *job, int64_t at) {
   long long seen = atomic_load(&job->nan_at);
   while (at < seen && !atomic_compare_exchange_weak(&job->nan_at, &seen, at)) {
@@ -49,20 +43,31 @@ static void select_sequence(void *context, int64_t i, int worker) {
       report_nan(job, packed ? first + j : i * n + j);
       return;
     }
-    keys[j] = key_of(score);
+    keys[j] = spt_select_key(score);
+  }
+  if (p->protected_first && n > 0) {
+    keys[0] = 0;
+  }
+  for (int64_t j = 0; p->protect != NULL && j < n; j++) {
+    keys[j] = p->protect[first + j] ? 0 : keys[j];
   }
   if (k == 0) {
     return;
   }
   spt_selection most = spt_select_smallest(keys, n, k);
-  int64_t values_step = p->values.stride[p->values.ndim - 1];
+  bool with_values = p->values.data != NULL;
+  int64_t values_step = with_values ? p->values.stride[p->values.ndim - 1] : 0;
   int64_t indices_step = p->indices.stride[p->indices.ndim - 1];
-  int64_t value = packed ? job->starts[i] * values_step : spt_row_offset(&p->values, i);
+  int64_t value = packed        ? job->starts[i] * values_step
+                  : with_values ? spt_row_offset(&p->values, i)
+                                : 0;
   int64_t index = packed ? job->starts[i] * indices_step : spt_row_offset(&p->indices, i);
   for (int64_t j = 0; j < n; j++) {
-    if (keys[j] < most.key || (keys[j] == most.key && most.ties-- > 0)) {
+    if (spt_is_selected(&most, keys[j])) {
       /* Bits are copied, so that -0 stays -0. */
-      spt_store(p->values.data, s->dtype, value, spt_load(s->data, s->dtype, from + j * step));
+      if (with_values) {
+        spt_store(p->values.data, s->dtype, value, spt_load(s->data, s->dtype, from + j * step));
+      }
       ((int64_t *)p->indices.data)[index] = first + j;
       value += values_step;
       index += indices_step;
@@ -76,8 +81,8 @@ static spt_status refuse_nan(const struct topk_job *job, spt_error *err) {
     return SPT_OK;
   }
   return spt_fail(err, SPT_INVALID_VALUE,
-                  "topk: scores holds NaN (element %lld), expected numbers that can be ordered",
-                  at);
+                  "%s: %s holds NaN (element %lld), expected numbers that can be ordered",
+                  job->p->op, job->p->arg, at);
 }
 
 spt_status spt_cpu_topk(void *state, const spt_topk_problem *p, spt_error *err) {
@@ -92,9 +97,9 @@ spt_status spt_cpu_topk(void *state, const spt_topk_problem *p, spt_error *err) 
     int64_t n = length_of(p, i);
     job.longest = n > job.longest ? n : job.longest;
   }
-  job.keys = spt_scratch("topk", job.longest, sizeof(uint32_t) * (size_t)workers, &status, err);
+  job.keys = spt_scratch(p->op, job.longest, sizeof(uint32_t) * (size_t)workers, &status, err);
   if (packed) {
-    job.starts = spt_scratch("topk", count, sizeof(int64_t), &status, err);
+    job.starts = spt_scratch(p->op, count, sizeof(int64_t), &status, err);
     for (int64_t i = 0, start = 0; job.starts != NULL && i < count; i++) {
       job.starts[i] = start;
       start += p->counts[i];

@@ -229,6 +229,23 @@ static void add_token_importance(const spt_attention_block *b, const float *p, i
   }
 }
 
+static void add_token_shares(const spt_attention_block *b, const float *p, int64_t begin, int64_t n,
+                             const softmax_state *s) {
+  for (int v = 0; v < VECS; v++) {
+    vec_int lanes = lane_mask(b->lane_begin, b->lane_end, v), ordered = s->sum[v] == s->sum[v];
+    if (vec_or(lanes & ~ordered) != 0) {
+      *b->nan = 1;
+    }
+    vec unit = vec_set(b->share_unit) / vec_select(s->sum[v] == 0.0f, vec_set(1.0f), s->sum[v]);
+    lanes &= ordered;
+    for (int64_t j = 0; j < n; j++) {
+      int32_t *to = b->token_shares + (begin + j) * SPT_LANES + v * VEC_WIDTH;
+      vec_int share = vec_whole(vec_load(p + j * SPT_LANES + v * VEC_WIDTH) * unit);
+      vec_store((float *)to, (vec)((vec_int)vec_load((const float *)to) + (share & lanes)));
+    }
+  }
+}
+
 /* Scores of the panels [panel, panel_end) of keys, whole panels one after the other. */
 static void score_panels(const spt_attention_block *b, const float *q, float *scores, int64_t panel,
                          int64_t panel_end) {
@@ -257,6 +274,9 @@ static void attend_chunk(const spt_attention_block *b, const float *q, float *su
   }
   if (b->token_importance != NULL) {
     add_token_importance(b, p, begin, n, s);
+  }
+  if (b->token_shares != NULL) {
+    add_token_shares(b, p, begin, n, s);
   }
   if (b->dropout != NULL) {
     drop(p, begin, end, b->dropout, b->query - b->lane_begin);
@@ -297,6 +317,9 @@ static void finish_block(const spt_attention_block *b, float *sum_v, const softm
         store_pair_lanes(b, to, v, lanes, vec_load(from));
       }
     }
+    if (b->magnitudes != NULL) {
+      vec_store_lanes(b->magnitudes + v * VEC_WIDTH, lanes, magnitude);
+    }
     if (b->head_importance != NULL) {
       *b->head_importance += vec_sum(magnitude);
     }
@@ -326,7 +349,7 @@ static void attention_block(const spt_attention_block *b) {
   while (begin < end) {
     /* A chunk ends with a panel, or the next would compute that panel's scores again. */
     int64_t room = SPT_ATTENTION_CHUNK - (b->key_begin + begin) % SPT_LANES;
-    int64_t stop = b->token_importance == NULL && end - begin > room ? begin + room : end;
+    int64_t stop = !spt_keeps_rows(b) && end - begin > room ? begin + room : end;
     attend_chunk(b, q, sum_v, scores, begin, stop, &s, first);
     first = false;
     begin = stop;

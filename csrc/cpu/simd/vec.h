@@ -101,6 +101,8 @@ static inline uint32_t vec_or(vec_int a) { return (uint32_t)_mm512_reduce_or_epi
 static inline vec vec_round(vec a) {
   return (vec)_mm512_roundscale_ps((__m512)a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
+/* The nearest whole number, within int32. */
+static inline vec_int vec_whole(vec a) { return (vec_int)_mm512_cvtps_epi32((__m512)a); }
 /* a * 2^n for a whole number n, with gradual underflow and overflow */
 static inline vec vec_scale2(vec a, vec n) { return (vec)_mm512_scalef_ps((__m512)a, (__m512)n); }
 static inline vec vec_load_f16(const uint16_t *p) {
@@ -154,6 +156,7 @@ static inline uint32_t vec_or(vec_int a) {
 static inline vec vec_round(vec a) {
   return (vec)_mm256_round_ps((__m256)a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
+static inline vec_int vec_whole(vec a) { return (vec_int)_mm256_cvtps_epi32((__m256)a); }
 /* Two factors: 2^n alone leaves the exponent's range before a * 2^n does. |n| <= 250. */
 static inline vec vec_scale2(vec a, vec n) {
   vec_int whole = (vec_int)_mm256_cvtps_epi32((__m256)n), half = whole >> 1;

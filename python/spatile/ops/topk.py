@@ -20,21 +20,21 @@ class TopK(NamedTuple):
     indices: Array
 
 
-def _integers(arg: str, x: Any) -> np.ndarray[Any, Any]:
+def whole_numbers(op: str, arg: str, x: Any) -> np.ndarray[Any, Any]:
     """A list or an array as a contiguous int64 copy, which no other thread can change."""
-    values = to_numpy("topk", arg, x) if hasattr(x, "shape") else np.asarray(x)
+    values = to_numpy(op, arg, x) if hasattr(x, "shape") else np.asarray(x)
     if values.ndim > 1 or (values.size and values.dtype.kind not in "iu"):
         raise TypeError(
-            f"topk: {arg} is {values.ndim}-D {values.dtype}, expected at most 1-D integers"
+            f"{op}: {arg} is {values.ndim}-D {values.dtype}, expected at most 1-D integers"
         )
     return values.astype(np.int64, order="C", copy=True)
 
 
 def _packed(scores: Array, k: Any, offsets: Any) -> TopK:
-    ends = _integers("offsets", offsets)
+    ends = whole_numbers("topk", "offsets", offsets)
     if ends.ndim != 1 or len(ends) < 1:
         raise ValueError("topk: offsets is empty, expected the first and the last token at least")
-    counts = _integers("k", k)
+    counts = whole_numbers("topk", "k", k)
     n = len(ends) - 1
     if counts.size not in (1, n):
         raise ValueError(f"topk: k has {counts.size} entries, expected 1 or {n}")
