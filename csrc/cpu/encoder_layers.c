@@ -50,37 +50,44 @@ static void merged_panel(void *context, int64_t panel, int worker) {
 
 /* ---- embeddings ------------------------------------------------------------------------------- */
 
-static void embed_token(const spt_encoder_pass *p, int64_t token, float *x) {
+/* A row of its own: turned into a lane with 15 others. */
+static void embed_token(const spt_encoder_pass *p, int64_t token, float *restrict row) {
   const spt_encoder_model *m = p->model;
   const float *word = m->word + p->run->ids[token] * m->width;
   const float *position = m->position + p->run->positions[token] * m->width;
   if (m->type == NULL) {
     for (int64_t f = 0; f < m->width; f++) {
-      x[f * SPT_LANES] = word[f] + position[f];
+      row[f] = word[f] + position[f];
     }
     return;
   }
   const float *type = m->type + (p->run->types != NULL ? p->run->types[token] : 0) * m->width;
   for (int64_t f = 0; f < m->width; f++) {
-    x[f * SPT_LANES] = word[f] + type[f] + position[f];
+    row[f] = word[f] + type[f] + position[f];
   }
 }
 
 static void embed_panel(void *context, int64_t panel, int worker) {
   const struct norm_job *job = context;
   const spt_encoder_pass *p = job->p;
-  float *x = p->x.f32 + panel * spt_f32_stride(&p->x);
+  int64_t width = p->x.features;
+  float *rows = p->y.f32 + panel * spt_f32_stride(&p->y); /* nobody else's yet */
   for (int64_t l = 0; l < SPT_LANES; l++) {
     int64_t slot = panel * SPT_LANES + l;
     int64_t token = slot >= p->slots ? -1 : p->run->pruning != NULL ? p->kept.token[slot] : slot;
     if (token >= 0) {
-      embed_token(p, token, x + l);
-      continue;
-    }
-    for (int64_t f = 0; f < p->x.features; f++) {
-      x[f * SPT_LANES + l] = 0.0f;
+      embed_token(p, token, rows + l * width);
+    } else {
+      memset(rows + l * width, 0, (size_t)width * sizeof *rows);
     }
   }
+  spt_matrix tokens = {.data = rows,
+                       .dtype = SPT_F32,
+                       .rows = SPT_LANES,
+                       .cols = width,
+                       .row = width,
+                       .col = 1};
+  p->tier->panel_pack(p->x.f32 + panel * spt_f32_stride(&p->x), &tokens, 0);
   norm_panel(context, panel, worker);
 }
 

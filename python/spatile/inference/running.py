@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ COST_PARTS = 4
 
 @dataclass(frozen=True)
 class Kept:
-    """What each layer worked on, layers and heads numbered as they run and as in the dense model.
+    """What each layer worked on: layers as they run, heads numbered as in the dense model.
 
     ``counts`` (layers, n) tokens of each input; ``tokens`` each layer's tokens, as positions in
     their inputs, one input after the other; ``heads`` (layers, n, heads) whether a head was kept.
@@ -40,6 +41,21 @@ class Kept:
 
 
 @dataclass(frozen=True)
+class _Record:
+    """What a run noted, before anybody asks for it: see :class:`Kept` and :class:`Cost`."""
+
+    architecture: Architecture
+    lengths: Array
+    within: Array
+    counts: Array | None
+    tokens: Array | None
+    heads: Array | None
+    cost: Array
+    first_only: bool
+    element: int
+
+
+@dataclass(frozen=True)
 class EncoderRun:
     """What :meth:`Encoder.run` returns.
 
@@ -51,36 +67,75 @@ class EncoderRun:
     hidden: Array
     offsets: Array
     positions: Array
-    kept: Kept
-    cost: Cost
+    _record: _Record = field(repr=False)
+
+    @cached_property
+    def kept(self) -> Kept:
+        """The tokens and heads that each layer worked on."""
+        r = self._record
+        n_layers, n_heads = r.architecture.n_layers, r.architecture.n_heads
+        if r.counts is None or r.tokens is None or r.heads is None:
+            return Kept(
+                np.tile(r.lengths, (n_layers, 1)),
+                (r.within,) * n_layers,
+                np.ones((n_layers, len(r.lengths), n_heads), bool),
+            )
+        ends = np.cumsum(r.counts.sum(axis=1))[:-1]
+        parts = np.split(r.tokens, ends)
+        return Kept(r.counts, tuple(r.within[part] for part in parts), r.heads)
+
+    @cached_property
+    def cost(self) -> Cost:
+        """What the layers did."""
+        r = self._record
+        return cost_of_run(
+            r.architecture,
+            r.cost,
+            r.lengths.tolist(),
+            first_only=r.first_only,
+            element=r.element,
+        )
 
 
 @dataclass(frozen=True)
 class Pruning:
-    """The schedules of an encoder, and positions that it keeps besides the first."""
+    """The schedules of an encoder."""
 
     tokens: Schedule | None = None
     heads: Schedule | None = None
 
-    def token_counts(self, lengths: Array, n_layers: int, protected: Array | None) -> Array:
-        """(layers, n): the schedule's, and never fewer than what is protected."""
-        if self.tokens is None:
-            return np.tile(lengths, (n_layers, 1))
-        columns = [self.tokens.tokens(int(n), n_layers=n_layers) for n in lengths]
-        counts = np.array(columns, np.int64).reshape(len(lengths), n_layers).T
-        if protected is not None:
-            counts = np.maximum(counts, protected)
-        return np.ascontiguousarray(counts)
+    def counts(
+        self, a: Architecture, lengths: Array, offsets: Array, protected: Array | None
+    ) -> tuple[Array | None, Array | None]:
+        """Tokens and heads (layers, n) of each layer; the first None where nothing is dropped, the
+        second where no head is. First tokens join ``protected``, and all of them fit in.
+        """
+        tokens = heads = None
+        n = len(lengths)
+        if self.tokens is not None:
+            columns = [self.tokens.tokens(x, n_layers=a.n_layers) for x in lengths.tolist()]
+            tokens = np.array(columns, np.int64).reshape(n, a.n_layers).T
+            if protected is not None:
+                protected[offsets[:-1][lengths > 0]] = True
+                sums = np.concatenate([np.zeros(1, np.int64), np.cumsum(protected)])
+                tokens = np.maximum(tokens, sums[offsets[1:]] - sums[offsets[:-1]])
+        if self.heads is not None:
+            columns = [
+                self.heads.heads(a.n_heads, n_layers=a.n_layers, length=max(1, x))
+                for x in lengths.tolist()
+            ]
+            heads = _if_falling(np.array(columns, np.int64).reshape(n, a.n_layers).T)
+        if heads is None and (tokens is None or _if_falling(tokens) is None):
+            return None, None
+        if tokens is None:
+            tokens = np.tile(lengths, (a.n_layers, 1))
+        return np.ascontiguousarray(tokens), heads
 
-    def head_counts(self, lengths: Array, n_layers: int, n_heads: int) -> Array:
-        """(layers, n): with how many heads each layer works on each input."""
-        if self.heads is None:
-            return np.full((n_layers, len(lengths)), n_heads, np.int64)
-        columns = [
-            self.heads.heads(n_heads, n_layers=n_layers, length=max(1, int(n))) for n in lengths
-        ]
-        counts = np.array(columns, np.int64).reshape(len(lengths), n_layers).T
-        return np.ascontiguousarray(counts)
+
+def _if_falling(counts: Array) -> Array | None:
+    if len(counts) == 0 or not (counts[-1] < counts[0]).any():
+        return None
+    return np.ascontiguousarray(counts)
 
 
 def check_schedules(tokens: Schedule | None, heads: Schedule | None, a: Architecture) -> None:
@@ -99,12 +154,10 @@ def check_schedules(tokens: Schedule | None, heads: Schedule | None, a: Architec
 
 def _positions(offsets: Array, lengths: Array) -> Array:
     """Each token's place in its input, int32."""
+    if len(lengths) == 1:
+        return np.arange(int(lengths[0]), dtype=np.int32)
     within = np.arange(int(offsets[-1])) - np.repeat(offsets[:-1], lengths)
     return np.asarray(within, np.int32)
-
-
-def _falls(counts: Array) -> bool:
-    return len(counts) > 0 and bool((counts[-1] < counts[0]).any())
 
 
 def _inputs(
@@ -140,36 +193,20 @@ def run_engine(
     lengths, offsets, flat, flat_types = _inputs(a, ids, types)
     within = _positions(offsets, lengths)
     mask = None if protect is None else protected_mask("Encoder", protect, offsets)
-    counted = None
-    if mask is not None and len(flat):
-        mask[offsets[:-1][lengths > 0]] = True
-        sums = np.concatenate([np.zeros(1, np.int64), np.cumsum(mask)])
-        counted = sums[offsets[1:]] - sums[offsets[:-1]]
-    tokens = pruning.token_counts(lengths, a.n_layers, counted)
-    heads = pruning.head_counts(lengths, a.n_layers, a.n_heads)
-    prunes = _falls(tokens) or _falls(heads)
-    kept_tokens = np.empty(int(tokens.sum()) if prunes else 0, np.int32)
-    kept_heads = np.empty((a.n_layers, len(ids), a.n_heads), bool)
-    rows = tokens[-1] if prunes else lengths
-    hidden = np.empty((len(ids) if first_only else int(rows.sum()), a.width), np.float32)
+    tokens, heads = pruning.counts(a, lengths, offsets, mask)
+    ends, kept_tokens, kept_heads = offsets, None, None
+    if tokens is not None:
+        ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(tokens[-1])])
+        kept_tokens = np.empty(int(tokens.sum()), np.int32)
+        kept_heads = np.empty((*tokens.shape, a.n_heads), bool)
+    hidden = np.empty((len(ids) if first_only else int(ends[-1]), a.width), np.float32)
     cost = np.zeros((a.n_layers, COST_PARTS, 2), np.int64)
     engine.forward(
-        offsets, flat, (within + a.position_offset).astype(np.int32), flat_types, first_only,
-        hidden,
-        (tokens, heads if _falls(heads) else None, mask, kept_tokens, kept_heads)
-        if prunes else None,
-        cost,
+        offsets, flat, within + np.int32(a.position_offset), flat_types, first_only, hidden,
+        None if tokens is None else (tokens, heads, mask, kept_tokens, kept_heads), cost,
     )  # fmt: skip
-    if prunes:
-        ends = np.cumsum(tokens.sum(axis=1))[:-1]
-        by_layer = tuple(within[part] for part in np.split(kept_tokens, ends))
-    else:
-        by_layer = (within,) * a.n_layers
-        kept_heads[:] = True
-    return EncoderRun(
-        hidden,
-        np.concatenate([np.zeros(1, np.int64), np.cumsum(rows)]),
-        by_layer[-1] if by_layer else within,
-        Kept(tokens, by_layer, kept_heads),
-        cost_of_run(a, cost, lengths.tolist(), first_only=first_only, element=element),
-    )
+    positions = within
+    if kept_tokens is not None:
+        positions = within[kept_tokens[len(kept_tokens) - int(ends[-1]) :]]
+    record = _Record(a, lengths, within, tokens, kept_tokens, kept_heads, cost, first_only, element)
+    return EncoderRun(hidden, ends, positions, record)
