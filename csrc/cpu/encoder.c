@@ -7,6 +7,7 @@
 
 #include "encoder_pass.h"
 #include "ops.h"
+#include "quick_select.h"
 #include "scratch.h"
 
 typedef struct cpu_encoder {
@@ -33,11 +34,14 @@ static struct widths widths_of(const spt_encoder_pass *p) {
     w.inner = spt_max(w.inner, spt_rows_of(&l->up));
     w.heads = spt_max(w.heads, l->n_heads);
     w.merged |= l->merged_row != NULL;
-    w.scratch = pruned ? spt_max(w.scratch, spt_max(p->longest, p->model->n_heads)) : w.scratch;
     for (int32_t h = 0; h < l->n_heads; h++) {
       w.scratch =
           spt_max(w.scratch, spt_attention_scratch(l->head_dim, l->v_width[h], p->longest, pruned));
     }
+  }
+  if (pruned) { /* for a selection */
+    int64_t keys = spt_max(p->longest, p->model->n_heads);
+    w.scratch = spt_max(w.scratch, 2 * keys + SPT_SELECT_SAMPLE);
   }
   return w;
 }

@@ -6,7 +6,7 @@
 #include <string.h>
 
 #include "encoder_pass.h"
-#include "select.h"
+#include "quick_select.h"
 
 int spt_share_bits(const spt_encoder_layer *l, int64_t tokens) {
   int64_t most = l->n_heads * (spt_ceil_div(tokens, SPT_LANES) + 1);
@@ -126,7 +126,7 @@ static void select_tokens(const spt_encoder_pass *p, int64_t s, int64_t count, u
                         (run->pruning->protect != NULL && run->pruning->protect[token] != 0);
     keys[j] = is_protected ? 0 : spt_select_key((float)k->importance[begin + j]);
   }
-  spt_selection most = spt_select_smallest(keys, n, count);
+  spt_selection most = spt_quick_select(p->tier, keys, n, count, keys + n);
   int32_t *to = k->source + begin;
   for (int64_t j = 0; j < n; j++) {
     if (spt_is_selected(&most, keys[j])) {
@@ -163,7 +163,7 @@ static void select_heads(const spt_encoder_pass *p, int64_t s, int64_t count, ui
   if (count >= n) {
     return;
   }
-  spt_selection most = spt_select_smallest(keys, n, count);
+  spt_selection most = spt_quick_select(p->tier, keys, n, count, keys + n);
   for (int64_t h = 0, j = 0; h < n_heads; h++) {
     if (kept[h]) {
       kept[h] = spt_is_selected(&most, keys[j++]);

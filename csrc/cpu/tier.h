@@ -11,6 +11,7 @@
 #define SPATILE_CPU_TIER_H
 
 #include "../backend.h"
+#include "select.h"
 
 #define SPT_LANES 16
 
@@ -246,6 +247,15 @@ typedef struct spt_cpu_tier {
   /* Elements `first` and on of an array. y may be x. */
   void (*dropout_row)(float *y, const float *x, uint64_t first, int64_t n,
                       const spt_element_dropout *);
+
+  /* Keys of a row (select.h): made of scores, false where one is NaN; counted, fewer than 2^31, below
+   * a pivot; those in [low, high] copied in their order (to `keys` itself, too), which says how many;
+   * and a selection written out, whose arrays hold k. */
+  bool (*select_keys)(uint32_t *keys, const float *scores, int64_t n);
+  int64_t (*count_below)(const uint32_t *keys, int64_t n, uint32_t pivot);
+  int64_t (*keys_between)(uint32_t *to, const uint32_t *keys, int64_t n, uint32_t low,
+                          uint32_t high);
+  void (*keep_row)(const spt_kept_row *, spt_selection);
 
   /* Squares of `rows` rows of n elements, `stride` elements apart, in float32.
    * Columns: sums[c] = Σ over rows of x², rows at least 1. Rows: sums[r] += Σ of the row's x².

@@ -15,5 +15,7 @@
 .scale_rows = scale_rows, .and_rows = and_rows,
 .f64_subtract_product = f64_subtract_product, .f64_cholesky = f64_cholesky,
 .f64_solve = f64_solve, .f64_dot = f64_dot,
+.select_keys = select_keys, .count_below = count_below, .keys_between = keys_between,
+.keep_row = keep_row,
 .attention_block = attention_block,
 .attention_backward_block = attention_backward_block,

@@ -12,6 +12,8 @@ from spatile.ops.arrays import Array, empty, kind_of, shape_of, to_numpy
 
 __all__ = ["TopK", "topk"]
 
+_INT64 = np.dtype(np.int64)
+
 
 class TopK(NamedTuple):
     """``values`` of the scores' dtype and ``indices`` int64, in the order in which they stood."""
@@ -74,7 +76,9 @@ def topk(scores: Array, k: int | Array, *, offsets: Array | None = None) -> TopK
     [0, 2, 4, 7]
     """
     op = "topk"
-    kind_of(op, "scores", scores)
+    plain = isinstance(scores, np.ndarray)  # its own way: calls cost more than 128 comparisons
+    if not plain:
+        kind_of(op, "scores", scores)
     if offsets is not None:
         return _packed(scores, k, offsets)
     try:
@@ -83,12 +87,15 @@ def topk(scores: Array, k: int | Array, *, offsets: Array | None = None) -> TopK
         raise TypeError(
             f"{op}: k is a {type(k).__name__}, expected an integer where there are no offsets"
         ) from None
-    shape = shape_of(scores)
+    shape = scores.shape if plain else shape_of(scores)
     if not shape:
         raise ValueError(f"{op}: scores has 0 dimensions, expected at least 1")
     if not 0 <= count <= shape[-1]:
         raise ValueError(f"{op}: k is {count}, expected 0 to {shape[-1]}")
     wanted = (*shape[:-1], count)
-    result = TopK(empty(scores, wanted), empty(scores, wanted, "int64"))
-    _core.topk(scores, count, None, *result)
-    return result
+    if plain:
+        values, indices = np.empty(wanted, scores.dtype), np.empty(wanted, _INT64)
+    else:
+        values, indices = empty(scores, wanted), empty(scores, wanted, "int64")
+    _core.topk(scores, count, None, values, indices)
+    return tuple.__new__(TopK, (values, indices))  # TopK's own runs as bytecode
