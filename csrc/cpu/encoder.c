@@ -84,7 +84,7 @@ static void lay_out_kept(spt_encoder_pass *p, struct layout *to, const struct wi
   k->token = take(to, slots, sizeof *k->token);
   k->source = take(to, slots, sizeof *k->source);
   k->importance = take(to, slots, sizeof *k->importance);
-  k->shares = take(to, p->workers * slots * SPT_LANES, sizeof *k->shares);
+  k->shares = take(to, p->workers * slots, sizeof *k->shares);
   k->magnitudes = take(to, w->heads * slots, sizeof *k->magnitudes);
   k->head_importance = take(to, sequences * p->model->n_heads, sizeof *k->head_importance);
   k->heads = take(to, sequences * p->model->n_heads, sizeof *k->heads);

@@ -21,9 +21,7 @@ static void ask_for_importance(const spt_encoder_pass *p, spt_attention_block *b
   const spt_encoder_pruning *pruning = p->run->pruning;
   const spt_kept *k = &p->kept;
   if (spt_loses(p, pruning->tokens, sequence)) {
-    int64_t begin = p->begin[sequence], tokens = p->end[sequence] - begin;
-    block->token_shares = k->shares + (worker * p->most_slots + begin) * SPT_LANES;
-    block->share_unit = (float)(1 << spt_share_bits(p->layer, tokens));
+    block->token_shares = k->shares + worker * p->most_slots + p->begin[sequence];
     block->nan = k->nan + worker;
   }
   if (spt_loses(p, pruning->heads, sequence)) {

@@ -81,12 +81,8 @@ static void embed_panel(void *context, int64_t panel, int worker) {
       memset(rows + l * width, 0, (size_t)width * sizeof *rows);
     }
   }
-  spt_matrix tokens = {.data = rows,
-                       .dtype = SPT_F32,
-                       .rows = SPT_LANES,
-                       .cols = width,
-                       .row = width,
-                       .col = 1};
+  spt_matrix tokens = {
+      .data = rows, .dtype = SPT_F32, .rows = SPT_LANES, .cols = width, .row = width, .col = 1};
   p->tier->panel_pack(p->x.f32 + panel * spt_f32_stride(&p->x), &tokens, 0);
   norm_panel(context, panel, worker);
 }

@@ -34,8 +34,8 @@ typedef struct spt_kept {
   int64_t *begin, *end;       /* (n_sequences) slots of each */
   int32_t *token;             /* (slots) the token of the run, -1 where none is */
   int32_t *source;            /* (slots) the slot that one was compacted from, or -1 */
-  int64_t *importance;        /* (slots) in units of 2^-SPT_IMPORTANCE_BITS */
-  int32_t *shares;            /* (workers, slots, 16) of the current layer */
+  double *importance;         /* (slots) in SPT_SHARE_UNIT, so whole numbers */
+  double *shares;             /* (workers, slots) of the current layer */
   float *magnitudes;          /* (heads of the layer, slots) */
   double *head_importance;    /* (n_sequences, n_heads) */
   uint8_t *heads;             /* (n_sequences, n_heads) whether it is kept */
@@ -45,8 +45,6 @@ typedef struct spt_kept {
   int64_t noted;              /* tokens in pruning->kept_tokens so far */
   spt_activations x, context; /* compacted behind an attention */
 } spt_kept;
-
-#define SPT_IMPORTANCE_BITS 32
 
 /* Multiply-adds that a worker did in a layer's attention. */
 typedef struct spt_attention_work {
@@ -107,9 +105,6 @@ static inline bool spt_head_is_kept(const spt_encoder_pass *p, int32_t head, int
   return p->run->pruning == NULL || p->run->pruning->heads == NULL ||
          p->kept.heads[s * p->model->n_heads + p->layer->head[head]] != 0;
 }
-
-/* 1 / unit of a sequence's shares: every lane's sum over heads and panels stays below 2^31. */
-int spt_share_bits(const spt_encoder_layer *, int64_t tokens);
 
 /* Places the tokens before the first layer. */
 void spt_pruning_start(spt_encoder_pass *);

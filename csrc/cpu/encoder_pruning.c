@@ -8,16 +8,6 @@
 #include "encoder_pass.h"
 #include "quick_select.h"
 
-int spt_share_bits(const spt_encoder_layer *l, int64_t tokens) {
-  int64_t most = l->n_heads * (spt_ceil_div(tokens, SPT_LANES) + 1);
-  int bits = 30;
-  while (bits > 1 && most > 1) {
-    most = (most + 1) / 2;
-    bits--;
-  }
-  return bits;
-}
-
 static const int64_t *counts_of(const spt_encoder_pass *p, const int64_t *counts, int64_t layer) {
   return counts + layer * p->run->n_sequences;
 }
@@ -89,9 +79,9 @@ void spt_pruning_begin_layer(spt_encoder_pass *p) {
   }
   memcpy(pruning->kept_heads + p->layer_index * heads, k->heads, (size_t)heads);
   for (int64_t s = 0; s < n; s++) {
-    size_t bytes = (size_t)((k->end[s] - k->begin[s]) * SPT_LANES) * sizeof *k->shares;
+    size_t bytes = (size_t)(k->end[s] - k->begin[s]) * sizeof *k->shares;
     for (int w = 0; spt_loses(p, pruning->tokens, s) && w < p->workers; w++) {
-      memset(k->shares + (w * p->most_slots + k->begin[s]) * SPT_LANES, 0, bytes);
+      memset(k->shares + w * p->most_slots + k->begin[s], 0, bytes);
     }
   }
   memset(k->nan, 0, (size_t)p->workers);
@@ -102,16 +92,11 @@ void spt_pruning_begin_layer(spt_encoder_pass *p) {
 
 static void add_token_importance(const spt_encoder_pass *p, int64_t s) {
   const spt_kept *k = &p->kept;
-  int shift = SPT_IMPORTANCE_BITS - spt_share_bits(p->layer, k->end[s] - k->begin[s]);
-  for (int64_t slot = k->begin[s]; slot < k->end[s]; slot++) {
-    int64_t sum = 0;
-    for (int w = 0; w < p->workers; w++) {
-      const int32_t *shares = k->shares + (w * p->most_slots + slot) * SPT_LANES;
-      for (int l = 0; l < SPT_LANES; l++) {
-        sum += shares[l];
-      }
+  for (int w = 0; w < p->workers; w++) {
+    const double *shares = k->shares + w * p->most_slots;
+    for (int64_t slot = k->begin[s]; slot < k->end[s]; slot++) {
+      k->importance[slot] += shares[slot];
     }
-    k->importance[slot] += sum << shift;
   }
 }
 

@@ -55,8 +55,7 @@ static inline __mmask16 first_ties(__mmask16 equal, int64_t *ties) {
 
 static void keep_row(const spt_kept_row *row, spt_selection most) {
   const __m512i key = _mm512_set1_epi32((int)most.key);
-  const __m512i lanes =
-      _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
   int64_t kept = 0;
   for (int64_t i = 0; i < row->n; i += 16) {
     __mmask16 here = row->n - i < 16 ? (__mmask16)((1u << (row->n - i)) - 1) : 0xffff;

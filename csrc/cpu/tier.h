@@ -100,13 +100,15 @@ typedef struct spt_attention_block {
    * the sum of its 16. Rows are then kept whole. */
   float *token_importance;
   float *head_importance; /* one sum of |out| that is added to, or NULL */
-  /* Like token_importance, in whole numbers of 1 / share_unit, a power of two: so their sums depend on
-   * no order. A lane whose probabilities are NaN adds nothing, and sets *nan to 1. */
-  int32_t *token_shares;
-  float share_unit;
+  /* (key_end - key_begin) or NULL: each key's probabilities are added, each rounded to a whole number
+   * of SPT_SHARE_UNIT. So their sums are exact, and no order changes them. Where a probability is NaN
+   * they are anything, and *nan becomes 1. */
+  double *token_shares;
+  uint8_t *nan;
   float *magnitudes; /* (16) or NULL: sum of |out| of each lane */
-  uint8_t *nan;      /* beside token_shares */
 } spt_attention_block;
+
+#define SPT_SHARE_UNIT 0x1p-20f /* 16 probabilities add up exactly in float32 */
 
 static inline bool spt_keeps_rows(const spt_attention_block *b) {
   return b->token_importance != NULL || b->token_shares != NULL;

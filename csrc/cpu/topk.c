@@ -39,7 +39,8 @@ static int64_t result_at(const struct topk_job *job, const spt_tensor *t, int64_
 }
 
 /* Bits are copied, so that -0 stays -0. */
-static void copy_element(const spt_tensor *to, int64_t at, const spt_tensor *from, int64_t from_at) {
+static void copy_element(const spt_tensor *to, int64_t at, const spt_tensor *from,
+                         int64_t from_at) {
   size_t size = spt_dtype_size(from->dtype);
   memcpy(spt_element(to, at), spt_element(from, from_at), size);
 }
@@ -95,11 +96,8 @@ static void select_sequence(void *context, int64_t i, int worker) {
   for (int64_t j = 0; p->protect != NULL && j < n; j++) {
     keys[j] = p->protect[first + j] ? 0 : keys[j];
   }
-  spt_kept_row row = {.keys = keys,
-                      .scores = scores,
-                      .n = n,
-                      .k = packed ? p->counts[i] : p->k,
-                      .first = first};
+  spt_kept_row row = {
+      .keys = keys, .scores = scores, .n = n, .k = packed ? p->counts[i] : p->k, .first = first};
   if (row.k > 0) {
     write_results(job, i, &row, from, spt_quick_select(job->tier, keys, n, row.k, spare));
   }

@@ -97,15 +97,13 @@ static void lane_finish(const spt_attention_block *b, int lane, const float *sum
   }
 }
 
-static void lane_shares(const spt_attention_block *b, int lane, const float *p, int64_t keys,
-                        float sum) {
+static void lane_shares(const spt_attention_block *b, const float *p, int64_t keys, float sum) {
   if (sum != sum) {
     *b->nan = 1;
-    return;
   }
-  float unit = b->share_unit / (sum == 0.0f ? 1.0f : sum);
+  float units = 1.0f / SPT_SHARE_UNIT / (sum == 0.0f ? 1.0f : sum);
   for (int64_t j = 0; j < keys; j++) {
-    b->token_shares[j * SPT_LANES + lane] += (int32_t)lrintf(p[j] * unit);
+    b->token_shares[j] += rintf(p[j] * units);
   }
 }
 
@@ -125,7 +123,7 @@ static void attention_block(const spt_attention_block *b) {
         b->token_importance[j * SPT_LANES + lane] += s.sum == 0.0f ? 0.0f : p[j - begin] / s.sum;
       }
       if (b->token_shares != NULL) {
-        lane_shares(b, lane, p, end - begin, s.sum);
+        lane_shares(b, p, end - begin, s.sum);
       }
       if (b->dropout != NULL) {
         lane_drop(b, lane, begin, end, p);

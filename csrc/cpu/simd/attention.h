@@ -229,19 +229,51 @@ static void add_token_importance(const spt_attention_block *b, const float *p, i
   }
 }
 
+/* Shares of up to VEC_WIDTH keys from p (n, 16) on; `whole`: every lane counts. */
+static inline __attribute__((always_inline)) void add_shares(double *to, const float *p, int64_t n,
+                                                             const vec *units, const vec_int *lanes,
+                                                             const bool whole) {
+  vec shares[VEC_WIDTH];
+#pragma GCC unroll 16
+  for (int g = 0; g < VEC_WIDTH; g++) {
+    shares[g] = vec_set(0.0f);
+#pragma GCC unroll 2
+    for (int v = 0; v < VECS; v++) {
+      vec e = vec_load(p + (g < n ? g : 0) * SPT_LANES + v * VEC_WIDTH);
+      e = whole ? e : (vec)((vec_int)e & lanes[v]);
+      shares[g] += vec_round(e * units[v]);
+    }
+  }
+  if (whole) {
+    vec_add_to_doubles(to, vec_sums_of(shares));
+    return;
+  }
+  float sums[VEC_WIDTH];
+  vec_store(sums, vec_sums_of(shares));
+  for (int g = 0; g < VEC_WIDTH && g < n; g++) {
+    to[g] += sums[g];
+  }
+}
+
 static void add_token_shares(const spt_attention_block *b, const float *p, int64_t begin, int64_t n,
                              const softmax_state *s) {
+  bool whole = b->lane_begin == 0 && b->lane_end == SPT_LANES;
+  vec_int lanes[VECS];
+  vec units[VECS];
   for (int v = 0; v < VECS; v++) {
-    vec_int lanes = lane_mask(b->lane_begin, b->lane_end, v), ordered = s->sum[v] == s->sum[v];
-    if (vec_or(lanes & ~ordered) != 0) {
+    lanes[v] = lane_mask(b->lane_begin, b->lane_end, v);
+    units[v] =
+        vec_set(1.0f / SPT_SHARE_UNIT) / vec_select(s->sum[v] == 0.0f, vec_set(1.0f), s->sum[v]);
+    if (vec_or((s->sum[v] != s->sum[v]) & lanes[v]) != 0) {
       *b->nan = 1;
     }
-    vec unit = vec_set(b->share_unit) / vec_select(s->sum[v] == 0.0f, vec_set(1.0f), s->sum[v]);
-    lanes &= ordered;
-    for (int64_t j = 0; j < n; j++) {
-      int32_t *to = b->token_shares + (begin + j) * SPT_LANES + v * VEC_WIDTH;
-      vec_int share = vec_whole(vec_load(p + j * SPT_LANES + v * VEC_WIDTH) * unit);
-      vec_store((float *)to, (vec)((vec_int)vec_load((const float *)to) + (share & lanes)));
+  }
+  double *to = b->token_shares + begin;
+  for (int64_t j = 0; j < n; j += VEC_WIDTH) {
+    if (whole && n - j >= VEC_WIDTH) {
+      add_shares(to + j, p + j * SPT_LANES, VEC_WIDTH, units, lanes, true);
+    } else {
+      add_shares(to + j, p + j * SPT_LANES, n - j, units, lanes, false);
     }
   }
 }
