@@ -248,7 +248,13 @@ REFUSED: list[tuple[str, tuple[Any, ...], dict[str, Any], type[Exception], str]]
     ("topk", (X[0], np.array([1, 1, 1])), {"offsets": np.array([0, 2, 33])}, ValueError, "k"),
     # select_tokens
     *(
-        ("select_tokens", (X[0], keep), {"offsets": ENDS}, ValueError, "keep is .*, expected a fraction")
+        (
+            "select_tokens",
+            (X[0], keep),
+            {"offsets": ENDS},
+            ValueError,
+            "keep is .*, expected a fraction",
+        )
         for keep in (0.0, -1.0, 1.01, 2, NAN, np.array([0.5, 0.0]))
     ),
     ("select_tokens", (X[0], [0.5] * 3), {"offsets": ENDS}, ValueError, r"keep\.shape is \(3"),
