@@ -148,15 +148,22 @@ typedef struct spt_softmax_problem {
   spt_tensor x, y;
 } spt_softmax_problem;
 
-/* An id outside the table is this slot's to refuse. */
+/* Rows of a table: for embedding and gather_tokens. An id outside the table is this slot's to refuse,
+ * in the name of `op`, as one of `arg`. */
 typedef struct spt_embedding_problem {
+  const char *op, *arg;
   spt_tensor ids, rows;
   spt_matrix table;
 } spt_embedding_problem;
 
-/* Sequences as in spt_topk_args; NaN is this slot's to refuse. */
+/* For topk and select_tokens: sequences as in spt_topk_args; NaN is this slot's to refuse, in the name
+ * of `op`, as one in `arg`. values.data may be NULL. `protected_first` lets the first token of a
+ * sequence, and `protect` (by token, or NULL) those where it is not 0, come before all others. */
 typedef struct spt_topk_problem {
+  const char *op, *arg;
   spt_tensor scores, values, indices;
+  bool protected_first;
+  const uint8_t *protect;
   int64_t k;
   const int64_t *offsets, *counts;
   int64_t n_sequences;

@@ -28,6 +28,7 @@ typedef struct spt_encoder_layer {
   int32_t q_rows;   /* qkv's rows before the first of K or V, a multiple of 16 */
   float scale;      /* of Q, before the scores */
   const int32_t *q_row, *k_row, *v_row, *v_width;
+  const int32_t *head;       /* (n_heads) each one's number in the model, ascending */
   const int32_t *merged_row; /* (v_width), or NULL for a usual layer */
   const float *merged_bias;  /* (width) */
   const float *norm1_weight, *norm1_bias, *norm2_weight, *norm2_bias; /* (width) */
@@ -35,7 +36,7 @@ typedef struct spt_encoder_layer {
 } spt_encoder_layer;
 
 typedef struct spt_encoder_model {
-  int64_t width, n_layers;
+  int64_t width, n_layers, n_heads;
   int64_t vocabulary, positions, types;
   const float *word, *position, *type;  /* (rows, width); type may be NULL */
   const float *norm_weight, *norm_bias; /* (width), after the embeddings */
@@ -48,6 +49,31 @@ typedef struct spt_encoder_model {
   spt_dtype compute;
 } spt_encoder_model;
 
+/* Cascade pruning of tokens and heads (SpAtten, HPCA 2021). A token's importance is the sum of the
+ * probabilities it got, over heads, queries and layers; a head's that of the magnitudes of its results
+ * before W_O (of a merged layer: of what it adds to the layer's output). Layer i works on tokens[i, s]
+ * of sequence s's tokens and on heads[i, s] heads: those of the greatest importance so far among
+ * those of layer i - 1, of equals the first. Layer 0 works on all. NaN is an error.
+ *
+ * What is dropped after a layer is already left out where that layer no longer needs it, behind its
+ * attention. The results are those of leaving it out later, whatever else is in the batch. */
+typedef struct spt_encoder_pruning {
+  const int64_t *tokens; /* (n_layers, n_sequences), never rising, at least 1 where there is one */
+  const int64_t *heads;  /* the same, or NULL: all */
+  const uint8_t
+      *protect;         /* (tokens) kept whatever their importance, as are first tokens; or NULL */
+  int32_t *kept_tokens; /* out: what each layer worked on, as tokens of the run: one after the other
+                             by layer and sequence */
+  uint8_t *kept_heads;  /* out (n_layers, n_sequences, model's n_heads) */
+} spt_encoder_pruning;
+
+/* What a layer did: multiply-adds, and bytes of the weights read (once) and of the activations that
+ * the part reads and writes, in the products' type. */
+enum { SPT_COST_PROJECTIONS, SPT_COST_SCORES, SPT_COST_VALUES, SPT_COST_FFN, SPT_COST_PARTS };
+typedef struct spt_part_cost {
+  int64_t multiply_adds, bytes;
+} spt_part_cost;
+
 /* Sequence i is tokens [offsets[i], offsets[i + 1]). hidden: (tokens, width) float32, or with
  * `first_only` (n_sequences, width): each sequence's first token alone, for which the last layer
  * then computes nothing else. An empty sequence has no first token: zeros. */
@@ -59,7 +85,9 @@ typedef struct spt_encoder_run {
   const int32_t *positions; /* (tokens) */
   const int32_t *types;     /* (tokens), or NULL: all 0 */
   bool first_only;
-  float *hidden;
+  float *hidden;                      /* of kept tokens alone */
+  const spt_encoder_pruning *pruning; /* or NULL */
+  spt_part_cost *cost;                /* (n_layers, SPT_COST_PARTS), or NULL */
 } spt_encoder_run;
 
 /* Holds a workspace that grows to the largest run so far. Thread-safe: a run that finds the workspace

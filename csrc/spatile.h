@@ -354,6 +354,26 @@ typedef struct spt_topk_args {
 } spt_topk_args;
 SPT_WARN_UNUSED spt_status spt_topk(spt_device *, const spt_topk_args *, spt_error *);
 
+/* indices (int64): the counts[i] tokens of sequence i with the largest importance (1-D), as topk gives
+ * them with offsets, but those that are protected before all others. protect is bool, one a token and
+ * contiguous, or NULL: the first token of each sequence. */
+typedef struct spt_select_tokens_args {
+  spt_tensor importance, indices;
+  const spt_tensor *protect;
+  const int64_t *offsets; /* (n_sequences + 1) */
+  const int64_t *counts;  /* (n_sequences) */
+  int64_t n_sequences;
+} spt_select_tokens_args;
+SPT_WARN_UNUSED spt_status spt_select_tokens(spt_device *, const spt_select_tokens_args *,
+                                             spt_error *);
+
+/* out (k, width) = rows of x (t, width) at index (k), which is int32 or int64. */
+typedef struct spt_gather_tokens_args {
+  spt_tensor x, index, out;
+} spt_gather_tokens_args;
+SPT_WARN_UNUSED spt_status spt_gather_tokens(spt_device *, const spt_gather_tokens_args *,
+                                             spt_error *);
+
 /* out = softmax(scale q kT + bias) v per head, over the pairs that mask, lengths, causal and window
  * leave. q (b, sq, h, d), k (b, sk, hk, d), v (b, sk, hk, dv), out (b, sq, h, dv); or packed (t, h, d)
  * with offsets (b + 1), and kv_offsets where the keys' differ. hk divides h. */

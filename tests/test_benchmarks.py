@@ -33,7 +33,7 @@ def _small_models_and_a_cache_of_their_own(
 ) -> None:
     small = {
         "hidden_size": 32,
-        "num_hidden_layers": 2,
+        "num_hidden_layers": 4,  # what a schedule needs to keep a third
         "num_attention_heads": 2,
         "intermediate_size": 64,
     }
@@ -63,6 +63,10 @@ def measured(file: Path, *arguments: str) -> list[dict[str, Any]]:
         ("attention", "1 x 32 tokens", 2),
         ("attention-backward", "1 x 32 tokens", 1),
         ("encoder", "MiniLM-L6, dense, 1 x 32 tokens, float32", 1),
+        ("tokens", "topk, half of, 1024 scores", 1),
+        ("tokens", "MiniLM-L6, 80% of tiles pruned, keep 0.5, 8 x 128 tokens, float32", 1),
+        ("tokens", "MiniLM-L6, dense, importance sums, 1 x 128 tokens, float32", 1),
+        ("tokens", "MiniLM-L6, dense, keep 1, 1 x 128 tokens, float32", 1),
         ("regularizer", "tiles, float32", 6),
         ("regularizer", "proximal", 1),
         ("train-step", "in turns, 128 rows", 1),

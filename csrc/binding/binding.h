@@ -63,6 +63,8 @@ SPT_PY_DECLARE(dropout);
 SPT_PY_DECLARE(softmax);
 SPT_PY_DECLARE(embedding);
 SPT_PY_DECLARE(topk);
+SPT_PY_DECLARE(select_tokens);
+SPT_PY_DECLARE(gather_tokens);
 SPT_PY_DECLARE(attention);
 SPT_PY_DECLARE(attention_backward);
 SPT_PY_DECLARE(strips);

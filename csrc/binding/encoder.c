@@ -5,13 +5,13 @@
 
 #include "numpy_api.h"
 
-#define LAYER_FIELDS 23
+#define LAYER_FIELDS 24
 
 typedef struct encoder_object {
   PyObject_HEAD spt_encoder *encoder;
   spt_encoder_layer *layers;
   PyObject *owner; /* (embeddings, layers): keeps every array and capsule alive */
-  int64_t width;
+  int64_t width, n_layers, n_heads;
 } encoder_object;
 
 /* A contiguous 1-D or 2-D array of `type` with `count` elements; -1 takes any count. */
@@ -60,7 +60,7 @@ static int whole_numbers(PyObject *const *objects, int count, int64_t *values) {
 }
 
 /* (qkv, qkv_bias, o, o_bias, up, up_bias, down, down_bias, n_heads, head_dim, q_rows, activation,
- *  scale, q_row, k_row, v_row, v_width, merged_row, merged_bias, norm1 w, b, norm2 w, b) */
+ *  scale, q_row, k_row, v_row, v_width, merged_row, merged_bias, norm1 w, b, norm2 w, b, head) */
 static int layer_of(PyObject *fields, int64_t width, spt_encoder_layer *l) {
   if (!PyTuple_Check(fields) || PyTuple_GET_SIZE(fields) != LAYER_FIELDS) {
     PyErr_SetString(PyExc_TypeError, "encoder: a layer is not a tuple of the expected length");
@@ -92,6 +92,9 @@ static int layer_of(PyObject *fields, int64_t width, spt_encoder_layer *l) {
       return -1;
     }
   }
+  if ((l->head = data_of(f[23], NPY_INT32, n[0], "head")) == NULL) {
+    return -1;
+  }
   const float **norms[] = {&l->norm1_weight, &l->norm1_bias, &l->norm2_weight, &l->norm2_bias};
   for (int i = 0; i < 4; i++) {
     if ((*norms[i] = data_of(f[19 + i], NPY_FLOAT32, width, "a LayerNorm's parameter")) == NULL) {
@@ -116,16 +119,16 @@ static int64_t rows_of(PyObject *table, int64_t width) {
   return width > 0 ? PyArray_SIZE((PyArrayObject *)table) / width : 0;
 }
 
-/* Encoder(width, norm_eps, (word, position, type or None, norm weight, norm bias), [layer, ...],
+/* Encoder(width, n_heads, norm_eps, (word, position, type or None, norm weight, norm bias), [layer, ...],
  *         bf16) */
 static PyObject *encoder_new(PyTypeObject *type, PyObject *args, PyObject *keywords) {
   (void)keywords;
-  long long width;
+  long long width, n_heads;
   double eps;
   PyObject *tables, *layers;
   int bf16;
-  if (!PyArg_ParseTuple(args, "LdO!O!p", &width, &eps, &PyTuple_Type, &tables, &PyList_Type,
-                        &layers, &bf16)) {
+  if (!PyArg_ParseTuple(args, "LLdO!O!p", &width, &n_heads, &eps, &PyTuple_Type, &tables,
+                        &PyList_Type, &layers, &bf16)) {
     return NULL;
   }
   if (PyTuple_GET_SIZE(tables) != 5) {
@@ -138,10 +141,15 @@ static PyObject *encoder_new(PyTypeObject *type, PyObject *args, PyObject *keywo
   }
   PyObject **t = &PyTuple_GET_ITEM(tables, 0);
   Py_ssize_t n = PyList_GET_SIZE(layers);
-  spt_encoder_model model = {
-      .width = width, .n_layers = n, .norm_eps = (float)eps, .compute = bf16 ? SPT_BF16 : SPT_F32};
+  spt_encoder_model model = {.width = width,
+                             .n_layers = n,
+                             .n_heads = n_heads,
+                             .norm_eps = (float)eps,
+                             .compute = bf16 ? SPT_BF16 : SPT_F32};
   spt_error err;
   self->width = width;
+  self->n_layers = n;
+  self->n_heads = n_heads;
   self->owner = Py_BuildValue("(ON)", tables, PyList_AsTuple(layers));
   self->layers = calloc((size_t)n + 1, sizeof *self->layers);
   if (self->owner == NULL || self->layers == NULL) {
@@ -187,13 +195,47 @@ static void encoder_dealloc(encoder_object *self) {
   Py_DECREF(type); /* a heap type's instances own a reference to it */
 }
 
-/* forward(offsets, ids, positions, types or None, first_only, hidden) */
+static int64_t sum_of(const int64_t *values, int64_t n) {
+  int64_t sum = 0;
+  for (int64_t i = 0; i < n; i++) {
+    sum += values[i];
+  }
+  return sum;
+}
+
+/* (tokens, heads or None, protect or None, kept_tokens, kept_heads) */
+static int pruning_of(PyObject *fields, const encoder_object *self, const spt_encoder_run *run,
+                      spt_encoder_pruning *p) {
+  if (!PyTuple_Check(fields) || PyTuple_GET_SIZE(fields) != 5) {
+    PyErr_SetString(PyExc_TypeError, "encoder: pruning is not a tuple of five");
+    return -1;
+  }
+  PyObject **f = &PyTuple_GET_ITEM(fields, 0);
+  int64_t counts = self->n_layers * run->n_sequences, tokens = run->offsets[run->n_sequences];
+  if ((p->tokens = data_of(f[0], NPY_INT64, counts, "the counts of tokens")) == NULL ||
+      (f[1] != Py_None &&
+       (p->heads = data_of(f[1], NPY_INT64, counts, "the counts of heads")) == NULL) ||
+      (f[2] != Py_None && (p->protect = data_of(f[2], NPY_BOOL, tokens, "protect")) == NULL) ||
+      (p->kept_tokens = data_of(f[3], NPY_INT32, -1, "kept_tokens")) == NULL ||
+      (p->kept_heads = data_of(f[4], NPY_BOOL, counts * self->n_heads, "kept_heads")) == NULL) {
+    return -1;
+  }
+  /* The core checks what these sum up to. */
+  if (PyArray_SIZE((PyArrayObject *)f[3]) != sum_of(p->tokens, counts)) {
+    PyErr_SetString(PyExc_ValueError, "encoder: kept_tokens has another size than all counts");
+    return -1;
+  }
+  return 0;
+}
+
+/* forward(offsets, ids, positions, types or None, first_only, hidden, pruning or None, cost) */
 static PyObject *encoder_forward(PyObject *object, PyObject *const *args, Py_ssize_t nargs) {
   encoder_object *self = (encoder_object *)object;
-  if (spt_py_check_count("encoder", nargs, 6) < 0) {
+  if (spt_py_check_count("encoder", nargs, 8) < 0) {
     return NULL;
   }
   spt_encoder_run run = {0};
+  spt_encoder_pruning pruning = {0};
   if ((run.offsets = data_of(args[0], NPY_INT64, -1, "offsets")) == NULL) {
     return NULL;
   }
@@ -204,14 +246,27 @@ static PyObject *encoder_forward(PyObject *object, PyObject *const *args, Py_ssi
   }
   int64_t tokens = run.offsets[run.n_sequences];
   run.first_only = PyObject_IsTrue(args[4]) == 1;
-  int64_t rows = run.first_only ? run.n_sequences : tokens;
-  if (tokens < 0 || (run.ids = data_of(args[1], NPY_INT32, tokens, "ids")) == NULL ||
-      (run.positions = data_of(args[2], NPY_INT32, tokens, "positions")) == NULL ||
-      (args[3] != Py_None && (run.types = data_of(args[3], NPY_INT32, tokens, "types")) == NULL) ||
-      (run.hidden = data_of(args[5], NPY_FLOAT32, rows * self->width, "hidden")) == NULL) {
-    if (!PyErr_Occurred()) {
-      PyErr_SetString(PyExc_ValueError, "encoder: offsets end below zero");
+  if (tokens < 0) {
+    PyErr_SetString(PyExc_ValueError, "encoder: offsets end below zero");
+    return NULL;
+  }
+  if (args[6] != Py_None) {
+    run.pruning = &pruning;
+    if (pruning_of(args[6], self, &run, &pruning) < 0) {
+      return NULL;
     }
+    if (self->n_layers > 0) {
+      tokens = sum_of(pruning.tokens + (self->n_layers - 1) * run.n_sequences, run.n_sequences);
+    }
+  }
+  int64_t rows = run.first_only ? run.n_sequences : tokens;
+  int64_t given = run.offsets[run.n_sequences];
+  if ((run.ids = data_of(args[1], NPY_INT32, given, "ids")) == NULL ||
+      (run.positions = data_of(args[2], NPY_INT32, given, "positions")) == NULL ||
+      (args[3] != Py_None && (run.types = data_of(args[3], NPY_INT32, given, "types")) == NULL) ||
+      (run.hidden = data_of(args[5], NPY_FLOAT32, rows * self->width, "hidden")) == NULL ||
+      (run.cost = data_of(args[7], NPY_INT64, self->n_layers * SPT_COST_PARTS * 2, "cost")) ==
+          NULL) {
     return NULL;
   }
   spt_error err;
@@ -222,7 +277,7 @@ static PyObject *encoder_forward(PyObject *object, PyObject *const *args, Py_ssi
 
 static PyMethodDef encoder_methods[] = {
     {"forward", (PyCFunction)(void (*)(void))encoder_forward, METH_FASTCALL,
-     "forward(offsets, ids, positions, types, first_only, hidden)"},
+     "forward(offsets, ids, positions, types, first_only, hidden, pruning, cost)"},
     {NULL, NULL, 0, NULL},
 };
 

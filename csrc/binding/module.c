@@ -80,6 +80,8 @@ static PyMethodDef methods[] = {
     SPT_PY_METHOD(softmax, "softmax(x, out)"),
     SPT_PY_METHOD(embedding, "embedding(ids, table, out)"),
     SPT_PY_METHOD(topk, "topk(scores, k, offsets, values, indices)"),
+    SPT_PY_METHOD(select_tokens, "select_tokens(importance, counts, offsets, protect, indices)"),
+    SPT_PY_METHOD(gather_tokens, "gather_tokens(x, index, out)"),
     SPT_PY_METHOD(attention,
                   "attention(q, k, v, out, mask, bias, lengths, offsets, kv_offsets, lse, "
                   "token_importance, head_importance, causal, window_left, "

@@ -245,8 +245,8 @@ static spt_status refuse_id(const spt_embedding_problem *p, int64_t position, sp
     used += (size_t)snprintf(index + used, sizeof index - used, "%s%lld", i == 0 ? "[" : ", ",
                              (long long)at[i]);
   }
-  return spt_fail(err, SPT_INVALID_VALUE, "embedding: ids%s%s is %lld, expected 0 to %lld", index,
-                  used > 0 ? "]" : "", (long long)id_at(&p->ids, position),
+  return spt_fail(err, SPT_INVALID_VALUE, "%s: %s%s%s is %lld, expected 0 to %lld", p->op, p->arg,
+                  index, used > 0 ? "]" : "", (long long)id_at(&p->ids, position),
                   (long long)p->table.rows - 1);
 }
 

@@ -1,6 +1,7 @@
 /* The tier of processors with AMX's tiles of bfloat16: that of AVX512_BF16 with products by tiles. An
  * emulated one has a name of its own, and needs no AVX512_BF16. */
 #include "simd/panel.h"
+#include "simd/panel_gather.h"
 #include "simd/linear_amx.h"
 #include "simd/attention.h"
 #include "simd/attention_backward.h"
@@ -8,6 +9,7 @@
 #include "simd/csr.h"
 #include "simd/dropout.h"
 #include "simd/rows.h"
+#include "select_row.h"
 #include "simd/groups.h"
 #include "simd/f64.h"
 #include "simd/panel_layer_norm.h"

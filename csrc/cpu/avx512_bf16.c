@@ -1,5 +1,6 @@
 /* The AVX-512 tier on processors that multiply pairs of bfloat16 (AVX512_BF16). */
 #include "simd/panel.h"
+#include "simd/panel_gather.h"
 #include "simd/linear_bf16.h"
 #include "simd/attention.h"
 #include "simd/attention_backward.h"
@@ -7,6 +8,7 @@
 #include "simd/csr.h"
 #include "simd/dropout.h"
 #include "simd/rows.h"
+#include "select_row.h"
 #include "simd/groups.h"
 #include "simd/f64.h"
 #include "simd/panel_layer_norm.h"

@@ -7,6 +7,7 @@
 
 #include "encoder_pass.h"
 #include "ops.h"
+#include "quick_select.h"
 #include "scratch.h"
 
 typedef struct cpu_encoder {
@@ -19,74 +20,112 @@ typedef struct cpu_encoder {
 
 /* What a model's widest layer needs. */
 struct widths {
-  int64_t qkv, context, inner, scratch;
+  int64_t qkv, context, inner, scratch, heads;
   bool merged; /* some layer */
 };
 
 static struct widths widths_of(const spt_encoder_pass *p) {
   struct widths w = {0};
+  bool pruned = p->run->pruning != NULL;
   for (int64_t i = 0; i < p->model->n_layers; i++) {
     const spt_encoder_layer *l = &p->model->layers[i];
     w.qkv = spt_max(w.qkv, spt_rows_of(&l->qkv));
     w.context = spt_max(w.context, spt_context_width(l));
     w.inner = spt_max(w.inner, spt_rows_of(&l->up));
+    w.heads = spt_max(w.heads, l->n_heads);
     w.merged |= l->merged_row != NULL;
     for (int32_t h = 0; h < l->n_heads; h++) {
       w.scratch =
-          spt_max(w.scratch, spt_attention_scratch(l->head_dim, l->v_width[h], p->longest, false));
+          spt_max(w.scratch, spt_attention_scratch(l->head_dim, l->v_width[h], p->longest, pruned));
     }
+  }
+  if (pruned) { /* for a selection */
+    int64_t keys = spt_max(p->longest, p->model->n_heads);
+    w.scratch = spt_max(w.scratch, 2 * keys + SPT_SELECT_SAMPLE);
   }
   return w;
 }
 
+/* Columns of 16 floats that hold n elements of so many bytes. */
+static int64_t columns_for(int64_t n, size_t size) {
+  return spt_ceil_div(n * (int64_t)size, SPT_LANES * (int64_t)sizeof(float));
+}
+
 #define ABSENT (-1)
+
+/* Hands out pieces of the workspace one after the other; with base NULL only counts. */
+struct layout {
+  float *base;
+  int64_t at; /* in columns */
+};
+
+/* n elements, or none where n is ABSENT. */
+static void *take(struct layout *to, int64_t n, size_t size) {
+  void *piece = to->base != NULL && n != ABSENT ? to->base + to->at * SPT_LANES : NULL;
+  to->at += n != ABSENT ? columns_for(n, size) : 0;
+  return piece;
+}
+
+static void take_activations(struct layout *to, spt_activations *a, int64_t panels,
+                             int64_t features, bool f32, bool bf16) {
+  int64_t pairs = spt_pair_panel_features(features);
+  a->f32 = take(to, f32 ? panels * features * SPT_LANES : ABSENT, sizeof(float));
+  a->bf16 = take(to, bf16 ? panels * pairs * SPT_LANES : ABSENT, sizeof(uint16_t));
+}
+
+/* What a run with pruning needs besides. */
+static void lay_out_kept(spt_encoder_pass *p, struct layout *to, const struct widths *w) {
+  spt_kept *k = &p->kept;
+  bool bf16 = p->layers_bf16 != NULL;
+  int64_t sequences = p->run->n_sequences, slots = p->n_panels * SPT_LANES;
+  p->most_slots = slots;
+  k->begin = take(to, sequences, sizeof *k->begin);
+  k->end = take(to, sequences, sizeof *k->end);
+  k->token = take(to, slots, sizeof *k->token);
+  k->source = take(to, slots, sizeof *k->source);
+  k->importance = take(to, slots, sizeof *k->importance);
+  k->shares = take(to, p->workers * slots, sizeof *k->shares);
+  k->magnitudes = take(to, w->heads * slots, sizeof *k->magnitudes);
+  k->head_importance = take(to, sequences * p->model->n_heads, sizeof *k->head_importance);
+  k->heads = take(to, sequences * p->model->n_heads, sizeof *k->heads);
+  k->units = take(to, spt_ceil_div(w->qkv, SPT_STRIP), sizeof *k->units);
+  k->rows = take(to, w->qkv, sizeof *k->rows);
+  k->nan = take(to, p->workers, sizeof *k->nan);
+  take_activations(to, &k->x, p->n_panels, p->model->width, true, false);
+  take_activations(to, &k->context, p->n_panels, w->context, !bf16 || w->merged, bf16);
+  k->x.features = p->model->width;
+}
 
 /* Lays the buffers out in the workspace; with base NULL only counts. Returns the floats needed, or -1
  * where that exceeds int64. */
 static int64_t lay_out(spt_encoder_pass *p, float *base) {
   struct widths w = widths_of(p);
+  struct layout to = {base, 0};
   bool bf16 = p->layers_bf16 != NULL;
   int64_t first_panels = p->run->first_only ? spt_ceil_div(p->run->n_sequences, SPT_LANES) : 0;
   int64_t panels = spt_max(p->n_panels, first_panels), width = p->model->width;
   p->scratch_stride = spt_ceil_div(w.scratch, SPT_LANES) * SPT_LANES;
   p->x.features = p->y.features = p->first_x.features = width;
-  struct {
-    void **buffer;
-    int64_t columns; /* of 16 floats, or of 32 bfloat16; ABSENT: the buffer is NULL */
-  } parts[] = {
-      {(void **)&p->x.f32, panels * width},
-      {(void **)&p->y.f32, panels * width},
-      {(void **)&p->qkv.f32, bf16 ? ABSENT : panels * w.qkv},
-      {(void **)&p->context.f32, bf16 && !w.merged ? ABSENT : panels * w.context},
-      {(void **)&p->inner.f32, bf16 ? ABSENT : panels * w.inner},
-      {(void **)&p->first_x.f32, first_panels * width},
-      {(void **)&p->first_q.f32, bf16 ? ABSENT : first_panels * w.qkv},
-      {(void **)&p->x.bf16, bf16 ? panels * spt_pair_panel_features(width) / 2 : ABSENT},
-      {(void **)&p->y.bf16, bf16 ? panels * spt_pair_panel_features(width) / 2 : ABSENT},
-      {(void **)&p->qkv.bf16, bf16 ? panels * spt_pair_panel_features(w.qkv) / 2 : ABSENT},
-      {(void **)&p->context.bf16, bf16 ? panels * spt_pair_panel_features(w.context) / 2 : ABSENT},
-      {(void **)&p->inner.bf16, bf16 ? panels * spt_pair_panel_features(w.inner) / 2 : ABSENT},
-      {(void **)&p->first_x.bf16,
-       bf16 ? first_panels * spt_pair_panel_features(width) / 2 : ABSENT},
-      {(void **)&p->first_q.bf16,
-       bf16 ? first_panels * spt_pair_panel_features(w.qkv) / 2 : ABSENT},
-      {(void **)&p->scratch, p->workers * p->scratch_stride / SPT_LANES},
-      {(void **)&p->panel_sequence, spt_ceil_div(p->n_panels * 2, SPT_LANES)},
-  };
-  int64_t at = 0;
-  for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
-    bool here = parts[i].columns != ABSENT;
-    *parts[i].buffer = base != NULL && here ? base + at * SPT_LANES : NULL;
-    at += here ? parts[i].columns : 0;
+  take_activations(&to, &p->x, panels, width, true, bf16);
+  take_activations(&to, &p->y, panels, width, true, bf16);
+  take_activations(&to, &p->qkv, panels, w.qkv, !bf16, bf16);
+  take_activations(&to, &p->context, panels, w.context, !bf16 || w.merged, bf16);
+  take_activations(&to, &p->inner, panels, w.inner, !bf16, bf16);
+  take_activations(&to, &p->first_x, first_panels, width, true, bf16);
+  take_activations(&to, &p->first_q, first_panels, w.qkv, !bf16, bf16);
+  p->scratch = take(&to, p->workers * p->scratch_stride, sizeof *p->scratch);
+  p->panel_sequence = take(&to, p->n_panels, sizeof *p->panel_sequence);
+  p->work = take(&to, p->workers, sizeof *p->work);
+  if (p->run->pruning != NULL) {
+    lay_out_kept(p, &to, &w);
   }
-  return at > INT64_MAX / 64 ? -1 : at * SPT_LANES;
+  return to.at > INT64_MAX / 64 ? -1 : to.at * SPT_LANES;
 }
 
-static void find_sequences(spt_encoder_pass *p) {
-  const int64_t *offsets = p->run->offsets;
+void spt_find_sequences(spt_encoder_pass *p) {
   int64_t s = 0;
   for (int64_t panel = 0; panel < p->n_panels; panel++) {
-    while (offsets[s + 1] <= panel * SPT_LANES) {
+    while (p->end[s] <= panel * SPT_LANES) {
       s++;
     }
     p->panel_sequence[panel] = s;
@@ -100,15 +139,18 @@ spt_status spt_cpu_encoder_forward(void *state, const spt_encoder_run *run, spt_
                         .layers_bf16 = encoder->layers_bf16,
                         .run = run};
   p.workers = spt_pool_width();
-  p.tokens = run->offsets[run->n_sequences];
-  p.n_panels = spt_ceil_div(p.tokens, SPT_LANES);
   for (int64_t s = 0; s < run->n_sequences; s++) {
-    p.longest = spt_max(p.longest, run->offsets[s + 1] - run->offsets[s]);
+    int64_t length = run->offsets[s + 1] - run->offsets[s];
+    p.longest = spt_max(p.longest, length);
+    p.slots += spt_slots_for(&p, length);
   }
+  p.n_panels = spt_ceil_div(p.slots, SPT_LANES);
+  p.begin = run->offsets;
+  p.end = run->offsets + 1;
   int64_t needed = lay_out(&p, NULL);
   if (needed < 0) {
     return spt_fail(err, SPT_OUT_OF_MEMORY, "encoder: no memory for a workspace of %lld tokens",
-                    (long long)p.tokens);
+                    (long long)run->offsets[run->n_sequences]);
   }
   spt_status status = SPT_OK;
   float *temporary = NULL;
@@ -125,8 +167,11 @@ spt_status spt_cpu_encoder_forward(void *state, const spt_encoder_run *run, spt_
   }
   if (status == SPT_OK) {
     lay_out(&p, locked ? encoder->workspace : temporary);
-    find_sequences(&p);
-    spt_encoder_run_layers(&p);
+    if (run->pruning != NULL) {
+      spt_pruning_start(&p);
+    }
+    spt_find_sequences(&p);
+    status = spt_encoder_run_layers(&p, err);
   }
   if (locked) {
     pthread_mutex_unlock(&encoder->lock);

@@ -11,6 +11,7 @@
 #define SPATILE_CPU_TIER_H
 
 #include "../backend.h"
+#include "select.h"
 
 #define SPT_LANES 16
 
@@ -99,7 +100,19 @@ typedef struct spt_attention_block {
    * the sum of its 16. Rows are then kept whole. */
   float *token_importance;
   float *head_importance; /* one sum of |out| that is added to, or NULL */
+  /* (key_end - key_begin) or NULL: each key's probabilities are added, each rounded to a whole number
+   * of SPT_SHARE_UNIT. So their sums are exact, and no order changes them. Where a probability is NaN
+   * they are anything, and *nan becomes 1. */
+  double *token_shares;
+  uint8_t *nan;
+  float *magnitudes; /* (16) or NULL: sum of |out| of each lane */
 } spt_attention_block;
+
+#define SPT_SHARE_UNIT 0x1p-20f /* 16 probabilities add up exactly in float32 */
+
+static inline bool spt_keeps_rows(const spt_attention_block *b) {
+  return b->token_importance != NULL || b->token_shares != NULL;
+}
 
 /* Floats of scratch for a block of `keys` keys. */
 static inline int64_t spt_attention_scratch(int64_t d, int64_t dv, int64_t keys, bool importance) {
@@ -203,6 +216,9 @@ typedef struct spt_cpu_tier {
       bf16_by_rows; /* values in blocks of 16 rows by up to 16 pairs, row after row; else pair after
                         pair, each with its 16 rows */
   bool bf16_native; /* the processor multiplies bfloat16 itself */
+  /* Rows of 16 words: lane l of row r becomes the word at from + at[l] + 16 r, or 0 where at[l] is
+   * negative. */
+  void (*panel_gather)(uint32_t *to, const uint32_t *from, const int64_t *at, int64_t rows);
   /* A float32 panel as pairs; an odd last feature gets a zero beside it. */
   void (*panel_narrow)(uint16_t *pairs, const float *panel, int64_t features);
   /* A pair panel as a row panel, which may be the same memory; features are even. */
@@ -233,6 +249,15 @@ typedef struct spt_cpu_tier {
   /* Elements `first` and on of an array. y may be x. */
   void (*dropout_row)(float *y, const float *x, uint64_t first, int64_t n,
                       const spt_element_dropout *);
+
+  /* Keys of a row (select.h): made of scores, false where one is NaN; counted, fewer than 2^31, below
+   * a pivot; those in [low, high] copied in their order (to `keys` itself, too), which says how many;
+   * and a selection written out, whose arrays hold k. */
+  bool (*select_keys)(uint32_t *keys, const float *scores, int64_t n);
+  int64_t (*count_below)(const uint32_t *keys, int64_t n, uint32_t pivot);
+  int64_t (*keys_between)(uint32_t *to, const uint32_t *keys, int64_t n, uint32_t low,
+                          uint32_t high);
+  void (*keep_row)(const spt_kept_row *, spt_selection);
 
   /* Squares of `rows` rows of n elements, `stride` elements apart, in float32.
    * Columns: sums[c] = Σ over rows of x², rows at least 1. Rows: sums[r] += Σ of the row's x².

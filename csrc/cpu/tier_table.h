@@ -2,7 +2,7 @@
  * initializer is no program that could be formatted. */
 /* clang-format off */
 .panel_pack = panel_pack, .panel_unpack = panel_unpack, .panel_linear = panel_linear,
-.panel_linear_bf16 = panel_linear_bf16, .panel_narrow = panel_narrow, .panel_split = panel_split,
+.panel_gather = panel_gather, .panel_linear_bf16 = panel_linear_bf16, .panel_narrow = panel_narrow, .panel_split = panel_split,
 .panel_csr = panel_csr,
 .strip_gradient = strip_gradient,
 .panel_layer_norm = panel_layer_norm,
@@ -15,5 +15,7 @@
 .scale_rows = scale_rows, .and_rows = and_rows,
 .f64_subtract_product = f64_subtract_product, .f64_cholesky = f64_cholesky,
 .f64_solve = f64_solve, .f64_dot = f64_dot,
+.select_keys = select_keys, .count_below = count_below, .keys_between = keys_between,
+.keep_row = keep_row,
 .attention_block = attention_block,
 .attention_backward_block = attention_backward_block,

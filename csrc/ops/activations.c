@@ -108,6 +108,7 @@ spt_status spt_embedding(spt_device *device, const spt_embedding_args *a, spt_er
   SPT_TRY(spt_check_dim(op, "out", &a->rows, a->ids.ndim, a->table.shape[1], err));
   SPT_TRY(spt_check_output(op, "out", &a->rows, err));
   SPT_TRY(spt_check_slot(op, device, device->backend->embedding != NULL, err));
-  spt_embedding_problem p = {.ids = a->ids, .rows = a->rows, .table = spt_matrix_of(&a->table)};
+  spt_embedding_problem p = {
+      .op = op, .arg = "ids", .ids = a->ids, .rows = a->rows, .table = spt_matrix_of(&a->table)};
   return device->backend->embedding(device->state, &p, err);
 }

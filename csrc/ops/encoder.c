@@ -41,7 +41,7 @@ static bool q_stands_first(const spt_encoder_matrix *qkv, int64_t q_rows) {
 }
 
 static spt_status check_heads(const spt_encoder_layer *l, int64_t layer, int64_t width,
-                              int64_t *context, spt_error *err) {
+                              int64_t n_heads, int64_t *context, spt_error *err) {
   int64_t rows = out_of(&l->qkv);
   if (l->head_dim < 1) {
     return bad_layer(err, layer, "head_dim", l->head_dim, 1);
@@ -57,6 +57,9 @@ static spt_status check_heads(const spt_encoder_layer *l, int64_t layer, int64_t
     }
     if (l->q_row[h] < 0 || l->k_row[h] < 0 || l->v_row[h] < 0 || l->v_width[h] < 0 || last > rows) {
       return bad_layer(err, layer, "a head's last row of qkv", last, rows);
+    }
+    if (l->head[h] < (h > 0 ? l->head[h - 1] + 1 : 0) || l->head[h] >= n_heads) {
+      return bad_layer(err, layer, "a head's number, ascending and below", l->head[h], n_heads);
     }
     *context += l->v_width[h];
     if (l->merged_row != NULL && l->v_width[h] != l->v_width[0]) {
@@ -76,9 +79,9 @@ static spt_status check_heads(const spt_encoder_layer *l, int64_t layer, int64_t
 }
 
 static spt_status check_layer(const spt_encoder_layer *l, int64_t layer, int64_t width,
-                              spt_error *err) {
+                              int64_t n_heads, spt_error *err) {
   int64_t context = 0;
-  SPT_TRY(check_heads(l, layer, width, &context, err));
+  SPT_TRY(check_heads(l, layer, width, n_heads, &context, err));
   if (in_of(&l->qkv) != width) {
     return bad_layer(err, layer, "the input width of qkv", in_of(&l->qkv), width);
   }
@@ -163,7 +166,7 @@ spt_status spt_encoder_create(spt_device *device, const spt_encoder_model *model
                     spt_dtype_name(model->compute));
   }
   for (int64_t i = 0; i < model->n_layers; i++) {
-    SPT_TRY(check_layer(&model->layers[i], i, model->width, err));
+    SPT_TRY(check_layer(&model->layers[i], i, model->width, model->n_heads, err));
     if (model->compute == SPT_BF16) {
       SPT_TRY(check_bf16(&model->layers[i], i, err));
     }
@@ -196,6 +199,27 @@ static spt_status check_index(const char *what, const int32_t *values, int64_t n
   return SPT_OK;
 }
 
+/* Counts of one kind: from `first` (NULL: `every`) down, at least 1 where the first is. */
+static spt_status check_counts(const spt_encoder_model *m, const spt_encoder_run *run,
+                               const char *what, const int64_t *counts, int64_t every,
+                               spt_error *err) {
+  int64_t n = run->n_sequences;
+  for (int64_t i = 0; i < m->n_layers * n; i++) {
+    int64_t s = i % n, most = i >= n ? counts[i - n] : every;
+    if (i < n && every < 0) {
+      most = run->offsets[s + 1] - run->offsets[s];
+    }
+    int64_t least = i < n ? most : most < 1 ? most : 1;
+    if (counts[i] < least || counts[i] > most) {
+      return spt_fail(err, SPT_INVALID_VALUE,
+                      "encoder: layer %lld keeps %lld %s of sequence %lld, expected %lld to %lld",
+                      (long long)(i / n), (long long)counts[i], what, (long long)s,
+                      (long long)least, (long long)most);
+    }
+  }
+  return SPT_OK;
+}
+
 spt_status spt_encoder_forward(spt_encoder *encoder, const spt_encoder_run *run, spt_error *err) {
   const spt_encoder_model *m = &encoder->model;
   if (run->offsets[0] != 0) {
@@ -219,6 +243,12 @@ spt_status spt_encoder_forward(spt_encoder *encoder, const spt_encoder_run *run,
   SPT_TRY(check_index("positions", run->positions, tokens, m->positions, err));
   if (run->types != NULL && m->type != NULL) {
     SPT_TRY(check_index("types", run->types, tokens, m->types, err));
+  }
+  if (run->pruning != NULL) {
+    SPT_TRY(check_counts(m, run, "tokens", run->pruning->tokens, -1, err));
+    if (run->pruning->heads != NULL) {
+      SPT_TRY(check_counts(m, run, "heads", run->pruning->heads, m->n_heads, err));
+    }
   }
   spt_encoder_run checked = *run;
   checked.model = m;

@@ -1,5 +1,5 @@
 /* topk: the k largest of each row or packed sequence, in their original order. */
-#include "check.h"
+#include "sequences.h"
 
 static spt_status check_rows(const char *op, const spt_topk_args *a, spt_error *err) {
   const spt_tensor *outputs[] = {&a->values, &a->indices};
@@ -22,33 +22,40 @@ static spt_status check_rows(const char *op, const spt_topk_args *a, spt_error *
   return SPT_OK;
 }
 
-static spt_status check_sequences(const char *op, const spt_topk_args *a, spt_error *err) {
-  SPT_TRY(spt_check_ndim(op, "scores", &a->scores, 1, err));
-  SPT_TRY(spt_check_ndim(op, "values", &a->values, 1, err));
-  SPT_TRY(spt_check_ndim(op, "indices", &a->indices, 1, err));
-  const int64_t *offsets = a->offsets;
+spt_status spt_check_sequences(const char *op, const char *arg, const spt_tensor *scores,
+                               const int64_t *offsets, const int64_t *counts, int64_t n_sequences,
+                               int64_t *total, spt_error *err) {
+  SPT_TRY(spt_check_ndim(op, arg, scores, 1, err));
   if (offsets[0] != 0) {
     return spt_fail(err, SPT_INVALID_VALUE, "%s: offsets[0] is %lld, expected 0", op,
                     (long long)offsets[0]);
   }
-  int64_t total = 0;
-  for (int64_t i = 0; i < a->n_sequences; i++) {
+  *total = 0;
+  for (int64_t i = 0; i < n_sequences; i++) {
     if (offsets[i + 1] < offsets[i]) {
       return spt_fail(err, SPT_INVALID_VALUE, "%s: offsets[%lld] is %lld, expected at least %lld",
                       op, (long long)i + 1, (long long)offsets[i + 1], (long long)offsets[i]);
     }
     int64_t length = offsets[i + 1] - offsets[i];
-    if (a->counts[i] < 0 || a->counts[i] > length) {
+    if (counts[i] < 0 || counts[i] > length) {
       return spt_fail(err, SPT_INVALID_VALUE, "%s: k is %lld for sequence %lld, expected 0 to %lld",
-                      op, (long long)a->counts[i], (long long)i, (long long)length);
+                      op, (long long)counts[i], (long long)i, (long long)length);
     }
-    total += a->counts[i];
+    *total += counts[i];
   }
-  if (offsets[a->n_sequences] != a->scores.shape[0]) {
-    return spt_fail(err, SPT_INVALID_VALUE,
-                    "%s: offsets ends at %lld, expected scores.shape[0] = %lld", op,
-                    (long long)offsets[a->n_sequences], (long long)a->scores.shape[0]);
+  if (offsets[n_sequences] != scores->shape[0]) {
+    return spt_fail(err, SPT_INVALID_VALUE, "%s: offsets ends at %lld, expected %s.shape[0] = %lld",
+                    op, (long long)offsets[n_sequences], arg, (long long)scores->shape[0]);
   }
+  return SPT_OK;
+}
+
+static spt_status check_packed(const char *op, const spt_topk_args *a, spt_error *err) {
+  int64_t total;
+  SPT_TRY(spt_check_ndim(op, "values", &a->values, 1, err));
+  SPT_TRY(spt_check_ndim(op, "indices", &a->indices, 1, err));
+  SPT_TRY(spt_check_sequences(op, "scores", &a->scores, a->offsets, a->counts, a->n_sequences,
+                              &total, err));
   SPT_TRY(spt_check_dim(op, "values", &a->values, 0, total, err));
   return spt_check_dim(op, "indices", &a->indices, 0, total, err);
 }
@@ -58,11 +65,13 @@ spt_status spt_topk(spt_device *device, const spt_topk_args *a, spt_error *err) 
   SPT_TRY(spt_check_storage(op, "scores", &a->scores, err));
   SPT_TRY(spt_check_dtype(op, "values", &a->values, a->scores.dtype, err));
   SPT_TRY(spt_check_dtype(op, "indices", &a->indices, SPT_I64, err));
-  SPT_TRY(a->offsets != NULL ? check_sequences(op, a, err) : check_rows(op, a, err));
+  SPT_TRY(a->offsets != NULL ? check_packed(op, a, err) : check_rows(op, a, err));
   SPT_TRY(spt_check_output(op, "values", &a->values, err));
   SPT_TRY(spt_check_output(op, "indices", &a->indices, err));
   SPT_TRY(spt_check_slot(op, device, device->backend->topk != NULL, err));
-  spt_topk_problem p = {.scores = a->scores,
+  spt_topk_problem p = {.op = op,
+                        .arg = "scores",
+                        .scores = a->scores,
                         .values = a->values,
                         .indices = a->indices,
                         .k = a->k,

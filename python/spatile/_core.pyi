@@ -50,6 +50,10 @@ def dropout(x: Any, p: float, seed: int, out: Any, /) -> None: ...
 def softmax(x: Any, out: Any, /) -> None: ...
 def embedding(ids: Any, table: Any, out: Any, /) -> None: ...
 def topk(scores: Any, k: Any, offsets: Any, values: Any, indices: Any, /) -> None: ...
+def select_tokens(
+    importance: Any, counts: Any, offsets: Any, protect: Any, indices: Any, /
+) -> None: ...
+def gather_tokens(x: Any, index: Any, out: Any, /) -> None: ...
 def attention(
     q: Any,
     k: Any,
@@ -113,6 +117,7 @@ class Encoder:
     def __new__(
         cls,
         width: int,
+        n_heads: int,
         norm_eps: float,
         tables: tuple[Any, ...],
         layers: list[tuple[Any, ...]],
@@ -127,6 +132,8 @@ class Encoder:
         types: Any,
         first_only: bool,
         hidden: Any,
+        pruning: tuple[Any, ...] | None,
+        cost: Any,
         /,
     ) -> None: ...
 

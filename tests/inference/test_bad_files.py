@@ -159,7 +159,7 @@ def test_bad_calls(folder: Path) -> None:
     encoder = Encoder.load(folder)
     with pytest.raises(ValueError, match="ids holds a number outside"):
         encoder.forward([[-1]])
-    with pytest.raises(TypeError, match="ids holds float64, expected integers"):
+    with pytest.raises(TypeError, match="ids holds float, expected integers"):
         encoder.forward([[4.0]])
     with pytest.raises(ValueError, match="max_tokens is 3, expected more than the 3 special"):
         encoder.tokenize(["a"], ["b"], max_tokens=3)

@@ -137,6 +137,12 @@ def other_calls(dtype: str) -> dict[str, Call]:
         "softmax": Call("softmax", (x,), {}),
         "embedding": Call("embedding", (ids, x), {}),
         "topk": Call("topk", (x,), {"k": 9}),
+        "select_tokens": Call(
+            "select_tokens",
+            (row,),
+            {"keep": 0.4, "offsets": np.array([0, 10, 33]), "protect": np.arange(33) % 8 == 0},
+        ),
+        "gather_tokens": Call("gather_tokens", (x, np.array([0, 2, 6])), {}),
         "topk, packed": Call("topk", (row,), {"k": 3, "offsets": np.array([0, 10, 33])}),
     }
 

@@ -49,7 +49,7 @@ def test_no_reference_is_kept_and_none_lost(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "op", ["linear", "attention", "softmax", "group_norms", "topk", "embedding"]
+    "op", ["linear", "attention", "softmax", "group_norms", "topk", "embedding", "gather_tokens"]
 )
 def test_a_refused_call_keeps_no_reference(op: str) -> None:
     wrong = np.zeros((3, 3), np.complex64)
@@ -58,6 +58,7 @@ def test_a_refused_call_keeps_no_reference(op: str) -> None:
         "attention": (wrong, wrong, wrong),
         "topk": (wrong, 1),
         "embedding": (wrong, wrong),
+        "gather_tokens": (wrong, wrong),
     }.get(op, (wrong,))
     options = {"pattern": "tile"} if op == "group_norms" else {}
     before = sys.getrefcount(wrong)

@@ -92,11 +92,24 @@ static void lane_finish(const spt_attention_block *b, int lane, const float *sum
   if (b->head_importance != NULL) {
     *b->head_importance += magnitude;
   }
+  if (b->magnitudes != NULL) {
+    b->magnitudes[lane] = magnitude;
+  }
+}
+
+static void lane_shares(const spt_attention_block *b, const float *p, int64_t keys, float sum) {
+  if (sum != sum) {
+    *b->nan = 1;
+  }
+  float units = 1.0f / SPT_SHARE_UNIT / (sum == 0.0f ? 1.0f : sum);
+  for (int64_t j = 0; j < keys; j++) {
+    b->token_shares[j] += rintf(p[j] * units);
+  }
 }
 
 static void attention_block(const spt_attention_block *b) {
   int64_t keys = b->key_end - b->key_begin;
-  int64_t chunk = b->token_importance != NULL ? keys : SPT_ATTENTION_CHUNK;
+  int64_t chunk = spt_keeps_rows(b) ? keys : SPT_ATTENTION_CHUNK;
   float *p = b->scratch, *sum_v = b->scratch + (chunk < keys ? chunk : keys);
   for (int lane = b->lane_begin; lane < b->lane_end; lane++) {
     struct lane_softmax s = {-INFINITY, 0.0f};
@@ -108,6 +121,9 @@ static void attention_block(const spt_attention_block *b) {
       lane_probabilities(b, lane, begin, end, p, sum_v, &s);
       for (int64_t j = begin; b->token_importance != NULL && j < end; j++) {
         b->token_importance[j * SPT_LANES + lane] += s.sum == 0.0f ? 0.0f : p[j - begin] / s.sum;
+      }
+      if (b->token_shares != NULL) {
+        lane_shares(b, p, end - begin, s.sum);
       }
       if (b->dropout != NULL) {
         lane_drop(b, lane, begin, end, p);

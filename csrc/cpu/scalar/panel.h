@@ -11,6 +11,14 @@ static void panel_pack(float *panel, const spt_matrix *m, int64_t row) {
   }
 }
 
+static void panel_gather(uint32_t *to, const uint32_t *from, const int64_t *at, int64_t rows) {
+  for (int64_t r = 0; r < rows; r++) {
+    for (int l = 0; l < SPT_LANES; l++) {
+      to[r * SPT_LANES + l] = at[l] < 0 ? 0 : from[at[l] + r * SPT_LANES];
+    }
+  }
+}
+
 static void panel_unpack(const spt_matrix *m, int64_t row, const float *panel) {
   for (int64_t c = 0; c < m->cols; c++) {
     for (int64_t l = 0; l < SPT_LANES && row + l < m->rows; l++) {

@@ -229,6 +229,55 @@ static void add_token_importance(const spt_attention_block *b, const float *p, i
   }
 }
 
+/* Shares of up to VEC_WIDTH keys from p (n, 16) on; `whole`: every lane counts. */
+static inline __attribute__((always_inline)) void add_shares(double *to, const float *p, int64_t n,
+                                                             const vec *units, const vec_int *lanes,
+                                                             const bool whole) {
+  vec shares[VEC_WIDTH];
+#pragma GCC unroll 16
+  for (int g = 0; g < VEC_WIDTH; g++) {
+    shares[g] = vec_set(0.0f);
+#pragma GCC unroll 2
+    for (int v = 0; v < VECS; v++) {
+      vec e = vec_load(p + (g < n ? g : 0) * SPT_LANES + v * VEC_WIDTH);
+      e = whole ? e : (vec)((vec_int)e & lanes[v]);
+      shares[g] += vec_round(e * units[v]);
+    }
+  }
+  if (whole) {
+    vec_add_to_doubles(to, vec_sums_of(shares));
+    return;
+  }
+  float sums[VEC_WIDTH];
+  vec_store(sums, vec_sums_of(shares));
+  for (int g = 0; g < VEC_WIDTH && g < n; g++) {
+    to[g] += sums[g];
+  }
+}
+
+static void add_token_shares(const spt_attention_block *b, const float *p, int64_t begin, int64_t n,
+                             const softmax_state *s) {
+  bool whole = b->lane_begin == 0 && b->lane_end == SPT_LANES;
+  vec_int lanes[VECS];
+  vec units[VECS];
+  for (int v = 0; v < VECS; v++) {
+    lanes[v] = lane_mask(b->lane_begin, b->lane_end, v);
+    units[v] =
+        vec_set(1.0f / SPT_SHARE_UNIT) / vec_select(s->sum[v] == 0.0f, vec_set(1.0f), s->sum[v]);
+    if (vec_or((s->sum[v] != s->sum[v]) & lanes[v]) != 0) {
+      *b->nan = 1;
+    }
+  }
+  double *to = b->token_shares + begin;
+  for (int64_t j = 0; j < n; j += VEC_WIDTH) {
+    if (whole && n - j >= VEC_WIDTH) {
+      add_shares(to + j, p + j * SPT_LANES, VEC_WIDTH, units, lanes, true);
+    } else {
+      add_shares(to + j, p + j * SPT_LANES, n - j, units, lanes, false);
+    }
+  }
+}
+
 /* Scores of the panels [panel, panel_end) of keys, whole panels one after the other. */
 static void score_panels(const spt_attention_block *b, const float *q, float *scores, int64_t panel,
                          int64_t panel_end) {
@@ -257,6 +306,9 @@ static void attend_chunk(const spt_attention_block *b, const float *q, float *su
   }
   if (b->token_importance != NULL) {
     add_token_importance(b, p, begin, n, s);
+  }
+  if (b->token_shares != NULL) {
+    add_token_shares(b, p, begin, n, s);
   }
   if (b->dropout != NULL) {
     drop(p, begin, end, b->dropout, b->query - b->lane_begin);
@@ -297,6 +349,9 @@ static void finish_block(const spt_attention_block *b, float *sum_v, const softm
         store_pair_lanes(b, to, v, lanes, vec_load(from));
       }
     }
+    if (b->magnitudes != NULL) {
+      vec_store_lanes(b->magnitudes + v * VEC_WIDTH, lanes, magnitude);
+    }
     if (b->head_importance != NULL) {
       *b->head_importance += vec_sum(magnitude);
     }
@@ -326,7 +381,7 @@ static void attention_block(const spt_attention_block *b) {
   while (begin < end) {
     /* A chunk ends with a panel, or the next would compute that panel's scores again. */
     int64_t room = SPT_ATTENTION_CHUNK - (b->key_begin + begin) % SPT_LANES;
-    int64_t stop = b->token_importance == NULL && end - begin > room ? begin + room : end;
+    int64_t stop = !spt_keeps_rows(b) && end - begin > room ? begin + room : end;
     attend_chunk(b, q, sum_v, scores, begin, stop, &s, first);
     first = false;
     begin = stop;

@@ -82,18 +82,23 @@ static inline float vec_sum(vec a) { return _mm512_reduce_add_ps((__m512)a); }
 static inline __m512 vec_halve_lanes(__m512 a, __m512 b) {
   return _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
 }
-static inline vec vec_sums(const float (*v)[VEC_WIDTH]) {
+static inline vec vec_sums_of(const vec *v) {
   __m512 quarter[4];
 #pragma GCC unroll 4
   for (int g = 0; g < 4; g++) {
-    __m512 a = _mm512_loadu_ps(v[g]), b = _mm512_loadu_ps(v[g + 4]);
-    __m512 c = _mm512_loadu_ps(v[g + 8]), d = _mm512_loadu_ps(v[g + 12]);
+    __m512 a = (__m512)v[g], b = (__m512)v[g + 4], c = (__m512)v[g + 8], d = (__m512)v[g + 12];
     a = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
     c = _mm512_add_ps(_mm512_shuffle_f32x4(c, d, 0x44), _mm512_shuffle_f32x4(c, d, 0xee));
     quarter[g] = _mm512_add_ps(_mm512_shuffle_f32x4(a, c, 0x88), _mm512_shuffle_f32x4(a, c, 0xdd));
   }
   __m512 even = vec_halve_lanes(quarter[0], quarter[2]);
   return (vec)vec_halve_lanes(even, vec_halve_lanes(quarter[1], quarter[3]));
+}
+static inline void vec_add_to_doubles(double *p, vec a) {
+  __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256((__m512)a));
+  __m512d high = _mm512_cvtps_pd(_mm512_extractf32x8_ps((__m512)a, 1));
+  _mm512_storeu_pd(p, _mm512_add_pd(_mm512_loadu_pd(p), low));
+  _mm512_storeu_pd(p + 8, _mm512_add_pd(_mm512_loadu_pd(p + 8), high));
 }
 /* Around the caches; p begins a register's worth of memory. */
 static inline void vec_stream(float *p, vec a) { _mm512_stream_ps(p, (__m512)a); }
@@ -132,16 +137,22 @@ static inline float vec_sum(vec a) {
   return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
 }
 /* Lane g is the sum of v[g]. */
-static inline vec vec_sums(const float (*v)[VEC_WIDTH]) {
+static inline vec vec_sums_of(const vec *v) {
   __m256 half[2];
 #pragma GCC unroll 2
   for (int g = 0; g < 2; g++) {
-    __m256 a = _mm256_hadd_ps(_mm256_loadu_ps(v[4 * g]), _mm256_loadu_ps(v[4 * g + 1]));
-    __m256 b = _mm256_hadd_ps(_mm256_loadu_ps(v[4 * g + 2]), _mm256_loadu_ps(v[4 * g + 3]));
+    __m256 a = _mm256_hadd_ps((__m256)v[4 * g], (__m256)v[4 * g + 1]);
+    __m256 b = _mm256_hadd_ps((__m256)v[4 * g + 2], (__m256)v[4 * g + 3]);
     half[g] = _mm256_hadd_ps(a, b);
   }
   return (vec)_mm256_add_ps(_mm256_permute2f128_ps(half[0], half[1], 0x20),
                             _mm256_permute2f128_ps(half[0], half[1], 0x31));
+}
+static inline void vec_add_to_doubles(double *p, vec a) {
+  __m256d low = _mm256_cvtps_pd(_mm256_castps256_ps128((__m256)a));
+  __m256d high = _mm256_cvtps_pd(_mm256_extractf128_ps((__m256)a, 1));
+  _mm256_storeu_pd(p, _mm256_add_pd(_mm256_loadu_pd(p), low));
+  _mm256_storeu_pd(p + 4, _mm256_add_pd(_mm256_loadu_pd(p + 4), high));
 }
 /* Around the caches; p begins a register's worth of memory. */
 static inline void vec_stream(float *p, vec a) { _mm256_stream_ps(p, (__m256)a); }
@@ -184,5 +195,15 @@ static inline void vec_store_part(float *p, vec a, int64_t n) {
   _mm256_maskstore_ps(p, vec_part_mask(n), (__m256)a);
 }
 #endif
+
+/* Lane g is the sum of the row v[g] in memory. */
+static inline vec vec_sums(const float (*v)[VEC_WIDTH]) {
+  vec rows[VEC_WIDTH];
+#pragma GCC unroll 16
+  for (int g = 0; g < VEC_WIDTH; g++) {
+    rows[g] = vec_load(v[g]);
+  }
+  return vec_sums_of(rows);
+}
 
 #endif

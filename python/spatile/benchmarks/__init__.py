@@ -9,7 +9,15 @@ from __future__ import annotations
 __all__ = ["NAMES", "PEERS"]
 
 #: The benchmarks, in the order in which ``all`` runs them; each is the module of its name.
-NAMES = ("linear", "attention", "attention-backward", "encoder", "regularizer", "train-step")
+NAMES = (
+    "linear",
+    "attention",
+    "attention-backward",
+    "encoder",
+    "tokens",
+    "regularizer",
+    "train-step",
+)
 
 #: The libraries that are measured beside ours where they are installed.
 PEERS = ("torch", "onnxruntime", "openvino")

@@ -144,6 +144,24 @@ class Bench:
         self.keep([row])
         return row
 
+    def keep_at_least(
+        self,
+        title: tuple[str, str, str],
+        value: float,
+        least: float,
+        *,
+        note: str,
+        ours: Timing,
+        peer: str,
+        theirs: Timing,
+    ) -> Row:
+        """Keep a row (case, shape, dtype) whose ratio is ``value``, wanted to be ``least``."""
+        row = self._row(title, ours, peer, theirs, ratio=value)
+        row = replace(row, target=least, met=row.ratio >= least)
+        console.line(f"{console.row_text(row)}  [{note}]")
+        self.keep([row])
+        return row
+
     def _row(
         self,
         title: tuple[str, str, str],

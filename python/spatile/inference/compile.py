@@ -226,6 +226,7 @@ class _Attention:
     v_width: Array
     merged_row: Array | None
     merged_bias: Array | None
+    head: Array
 
 
 def _attention(weights: EncoderWeights, a: Architecture, i: int, merge: bool) -> _Attention:
@@ -249,8 +250,9 @@ def _attention(weights: EncoderWeights, a: Architecture, i: int, merge: bool) ->
     live = np.nonzero(v_width)[0]
     rows = (live[:, None] * head_dim + np.arange(head_dim)).ravel()
     return _Attention(
-        q.rows(rows), k.rows(rows), v, projected, v_width[live], merged_row, merged_bias
-    )
+        q.rows(rows), k.rows(rows), v, projected, v_width[live], merged_row, merged_bias,
+        np.array(a.structure.layers[i].heads, np.int32)[live],
+    )  # fmt: skip
 
 
 def _compile_layer(
@@ -279,7 +281,7 @@ def _compile_layer(
         heads, head_dim, len(q.w), ACTIVATIONS[a.activation], 1.0 / math.sqrt(head_dim),
         first, (first + len(q.w)).astype(np.int32),
         (v_row + len(q.w) + len(k.w)).astype(np.int32), part.v_width.astype(np.int32),
-        part.merged_row, part.merged_bias, *norms,
+        part.merged_row, part.merged_bias, *norms, part.head,
     )  # fmt: skip
     products = [p.cost for p in (qkv, o, up, down) if p is not None]
     layer = CompiledLayer(
@@ -335,7 +337,7 @@ def compile_encoder(
         fields.append(field)
         layers.append(layer)
     engine = _core.Encoder(
-        architecture.width, architecture.norm_eps, _embeddings(weights, architecture), fields,
-        compute == "bfloat16",
+        architecture.width, architecture.n_heads, architecture.norm_eps,
+        _embeddings(weights, architecture), fields, compute == "bfloat16",
     )  # fmt: skip
     return engine, layers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from spatile.inference.architecture import Architecture, read_architecture
-from spatile.inference.batching import Encoded, batches, flatten
+from spatile.inference.batching import Encoded, batches, encoded_of
 from spatile.inference.compile import compile_encoder
 from spatile.inference.files import read_json, write_json, write_tensors
 from spatile.inference.head import ClassifierHead, Predictions, read_head
 from spatile.inference.packed import is_packed, read_packed, write_packed
+from spatile.inference.running import EncoderRun, Pruning, check_schedules, run_engine
 from spatile.inference.summary import (
     LayerSizes,
     LayerSummary,
@@ -24,7 +26,7 @@ from spatile.inference.summary import (
 )
 from spatile.inference.tokenization import load_tokenizer, tokenizer_limit
 from spatile.inference.weights import EncoderWeights, apply_plan, expand_tensors, read_checkpoint
-from spatile.sparsity import Plan, write_atomically
+from spatile.sparsity import Plan, Schedule, write_atomically
 
 __all__ = ["Encoded", "Encoder"]
 
@@ -52,12 +54,17 @@ class Encoder:
         folder: Path | None = None,
         pooling: str = "first",
         compute: str = "float32",
+        tokens: Schedule | None = None,
+        heads: Schedule | None = None,
     ) -> None:
         self.config = config
         self.compute = compute
+        self.tokens = tokens
+        self.heads = heads
         self.plan = plan
         self.pooling = pooling
         self.architecture: Architecture = read_architecture(config, source=weights.source)
+        check_schedules(tokens, heads, self.architecture)
         self._weights = weights
         self._folder = folder
         self._engine, self._layers = compile_encoder(
@@ -77,6 +84,8 @@ class Encoder:
         plan: Plan | str | PathLike[str] | None = None,
         device: str = "cpu",
         compute: str = "float32",
+        tokens: Schedule | None = None,
+        heads: Schedule | None = None,
     ) -> Encoder:
         """Load a Hugging Face checkpoint (safetensors and config.json), or a packed model.
 
@@ -89,10 +98,16 @@ class Encoder:
         compute : what products are done in: "float32", or "bfloat16" with sums in float32, which
             processors with AVX512_BF16 or AMX do at twice the speed or more; others get the same
             results more slowly than in float32
+        tokens, heads : how many of an input's tokens, and of the heads, each layer works on: the
+            most important ones so far (SpAtten, HPCA 2021); default: all. What is selected for an
+            input does not depend on what else is in its batch. Value rows that are pruned, or that
+            W_O no longer reads, are no part of a head, and a head without others counts for no
+            token; of layers with W_V and W_O merged a head's magnitude is measured behind W_O.
 
         Raises
         ------
-        FileNotFoundError, ValueError (files that are missing, damaged or disagree),
+        FileNotFoundError, ValueError (files that are missing, damaged or disagree;
+        a schedule that does not fit the model's layers),
         NotImplementedError (another architecture, device or compute).
 
         Examples
@@ -113,7 +128,7 @@ class Encoder:
         if is_packed(folder):
             if plan is not None:
                 raise ValueError(f"Encoder.load: {folder} is packed and has its own plan")
-            return cls._load_packed(folder, compute)
+            return cls._load_packed(folder, compute, tokens, heads)
         if not (folder / "config.json").exists():
             raise FileNotFoundError(f"{folder}: no config.json in this folder")
         config = read_json(folder / "config.json")
@@ -129,10 +144,14 @@ class Encoder:
             folder=folder,
             pooling=_pooling_of(folder),
             compute=compute,
+            tokens=tokens,
+            heads=heads,
         )
 
     @classmethod
-    def _load_packed(cls, folder: Path, compute: str) -> Encoder:
+    def _load_packed(
+        cls, folder: Path, compute: str, tokens: Schedule | None, heads: Schedule | None
+    ) -> Encoder:
         weights, manifest = read_packed(folder)
         given = manifest.get("plan")
         plan = None if given is None else Plan.from_dict(given, source=str(folder))
@@ -143,6 +162,8 @@ class Encoder:
             folder=folder,
             pooling=str(manifest.get("pooling", "first")),
             compute=compute,
+            tokens=tokens,
+            heads=heads,
         )
 
     def _precompute(self) -> tuple[bool, ...]:
@@ -195,6 +216,38 @@ class Encoder:
             self._truncated[limit] = copy
         return self._truncated[limit]
 
+    def run(
+        self,
+        ids: Sequence[Sequence[int]],
+        types: Sequence[Sequence[int]] | None = None,
+        *,
+        first_only: bool = False,
+        protect: Any | None = None,
+    ) -> EncoderRun:
+        """Run token ids through the layers, in one call.
+
+        Parameters
+        ----------
+        ids, types : one list of each input; types default to 0
+        first_only : hidden states of the inputs' first tokens alone, for which the last layer
+            computes nothing else
+        protect : tokens that stay besides each input's first: positions, negative ones counted
+            from an input's end, or a bool for each token of all inputs
+
+        Raises ValueError for ids outside the vocabulary, inputs longer than the model has
+        positions, positions that an input does not have, and importance that is NaN.
+        """
+        return run_engine(
+            self._engine,
+            self.architecture,
+            Pruning(self.tokens, self.heads),
+            ids,
+            types,
+            first_only=first_only,
+            protect=protect,
+            element=2 if self.compute == "bfloat16" else 4,
+        )
+
     def forward(
         self,
         ids: Sequence[Sequence[int]],
@@ -202,31 +255,9 @@ class Encoder:
         *,
         first_only: bool = False,
     ) -> tuple[Array, Array]:
-        """Hidden states of token ids: (tokens, width) float32, and offsets (n + 1) int64.
-
-        With ``first_only`` the result is (n, width): each input's first token alone, for which the
-        last layer computes nothing else. Raises ValueError for ids outside the vocabulary and
-        inputs longer than the model has positions.
-        """
-        lengths = np.fromiter((len(i) for i in ids), np.int64, len(ids))
-        a = self.architecture
-        if len(lengths) and lengths.max() > a.max_tokens:
-            raise ValueError(
-                f"Encoder: an input has {lengths.max()} tokens, expected at most {a.max_tokens}"
-            )
-        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-        tokens = int(offsets[-1])
-        flat = flatten("ids", ids)
-        within = np.arange(tokens) - np.repeat(offsets[:-1], lengths)
-        positions = (within + a.position_offset).astype(np.int32)
-        flat_types = None
-        if types is not None:
-            if [len(row) for row in types] != lengths.tolist():
-                raise ValueError("Encoder: types has other lengths than ids, expected the same")
-            flat_types = flatten("types", types) if a.types > 1 else None
-        hidden = np.empty((len(ids) if first_only else tokens, a.width), np.float32)
-        self._engine.forward(offsets, flat, positions, flat_types, first_only, hidden)
-        return hidden, offsets
+        """``hidden`` and ``offsets`` of :meth:`run`, which says the rest."""
+        done = self.run(ids, types, first_only=first_only)
+        return done.hidden, done.offsets
 
     def predict(
         self,
@@ -235,8 +266,9 @@ class Encoder:
         *,
         batch_size: int = 32,
         max_tokens: int | None = None,
+        protect: Sequence[int] | None = None,
     ) -> Predictions:
-        """Classify texts, or pairs of texts.
+        """Classify texts, or pairs of texts; ``protect`` as in :meth:`run`, positions alone.
 
         Raises ValueError where the model has no classification head or no tokenizer.
         """
@@ -246,10 +278,12 @@ class Encoder:
             )
         ids, types = self.tokenize(texts, pairs, max_tokens=max_tokens)
         first = np.empty((len(ids), self.architecture.width), np.float32)
+        cost = self.run([]).cost
         for rows in batches(len(ids), batch_size):
-            part, _ = self.forward(ids[rows], types[rows], first_only=True)
-            first[rows] = part
-        return self._head.predictions(first)
+            done = self.run(ids[rows], types[rows], first_only=True, protect=protect)
+            first[rows] = done.hidden
+            cost += done.cost
+        return replace(self._head.predictions(first), cost=cost)
 
     def encode(
         self,
@@ -258,23 +292,19 @@ class Encoder:
         *,
         batch_size: int = 32,
         max_tokens: int | None = None,
+        protect: Sequence[int] | None = None,
     ) -> Encoded:
-        """Hidden states of all tokens, and one pooled vector per input."""
+        """Hidden states of the tokens that are kept, and one pooled vector per input.
+
+        ``protect`` as in :meth:`run`, positions alone.
+        """
         ids, types = self.tokenize(texts, pairs, max_tokens=max_tokens)
-        parts = [self.forward(ids[r], types[r])[0] for r in batches(len(ids), batch_size)]
-        width = self.architecture.width
-        hidden = np.concatenate(parts) if parts else np.empty((0, width), np.float32)
-        lengths = np.array([len(i) for i in ids], np.int64)
-        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-        # An input without tokens pools to zeros.
-        pooled = np.zeros((len(ids), width), np.float32)
-        some = np.nonzero(lengths)[0]
-        if self.pooling == "mean" and len(some):
-            sums = np.add.reduceat(hidden, offsets[some], axis=0)
-            pooled[some] = sums / lengths[some, None].astype(np.float32)
-        else:
-            pooled[some] = hidden[offsets[some]]
-        return Encoded(hidden, offsets, pooled)
+        runs = [self.run([])]
+        runs += [
+            self.run(ids[rows], types[rows], protect=protect)
+            for rows in batches(len(ids), batch_size)
+        ]
+        return encoded_of(runs, self.pooling)
 
     # ---- knowing and keeping --------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from spatile import ops
 from spatile.inference.architecture import Architecture
+from spatile.inference.cost import Cost
 from spatile.inference.weights import EncoderWeights
 
 __all__ = ["ClassifierHead", "Predictions", "read_head"]
@@ -23,12 +24,13 @@ class Predictions:
 
     ``logits`` is (n, outputs) float32. For a classifier ``labels`` are the names of the likeliest
     classes and ``probabilities`` is (n, classes); for a regression both are None and ``logits``
-    holds the values.
+    holds the values. ``cost``: what the encoder's layers did.
     """
 
     logits: Array
     labels: list[str] | None
     probabilities: Array | None
+    cost: Cost | None = None
 
     def __len__(self) -> int:
         return len(self.logits)

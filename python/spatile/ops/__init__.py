@@ -26,6 +26,7 @@ from spatile.ops.second_order import (
     second_order_removals,
 )
 from spatile.ops.sparse_matrix import SparseMatrix, pack
+from spatile.ops.tokens import SelectedTokens, gather_tokens, select_tokens
 from spatile.ops.topk import TopK, topk
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "LinearGrads",
     "Removals",
     "SecondOrder",
+    "SelectedTokens",
     "SparseMatrix",
     "TopK",
     "add_group_lasso_grad_",
@@ -43,6 +45,7 @@ __all__ = [
     "dropout",
     "embedding",
     "expand_mask",
+    "gather_tokens",
     "gelu",
     "group_beta",
     "group_lasso",
@@ -58,6 +61,7 @@ __all__ = [
     "second_order_mask",
     "second_order_prune",
     "second_order_removals",
+    "select_tokens",
     "softmax",
     "topk",
 ]

@@ -29,6 +29,7 @@ from .second_order import (
     second_order_prune,
     second_order_removals,
 )
+from .tokens import SelectedTokens, gather_tokens, select_tokens
 from .topk import TopK, topk
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "LinearGrads",
     "Removals",
     "SecondOrder",
+    "SelectedTokens",
     "TopK",
     "add_group_lasso_grad_",
     "apply_mask_",
@@ -46,6 +48,7 @@ __all__ = [
     "dropout_keep",
     "embedding",
     "expand_mask",
+    "gather_tokens",
     "gelu",
     "group_beta",
     "group_lasso",
@@ -62,6 +65,7 @@ __all__ = [
     "second_order_mask",
     "second_order_prune",
     "second_order_removals",
+    "select_tokens",
     "softmax",
     "topk",
 ]

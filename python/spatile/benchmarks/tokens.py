@@ -1,0 +1,204 @@
+"""Cascade token pruning: what the engine makes of the work that is saved, and what choosing costs.
+
+The share of the saving that is realised is the speed-up over the reduction in multiply-adds, both
+against the same encoder on all tokens, and both counted in the same runs.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import spatile as sp
+from spatile import reference
+from spatile.benchmarks.cases import Case, Peer, Target, WrongAnswerError
+from spatile.benchmarks.models import Batch, bert, pruned_copy
+from spatile.benchmarks.runner import Bench
+from spatile.benchmarks.timing import overhead_of, ratio_of
+from spatile.inference import Encoder
+from spatile.sparsity import Plan, Schedule
+
+__all__ = ["measure"]
+
+Array = np.ndarray[Any, Any]
+
+SPARSITY = 0.8
+MODELS = ("BERT-base", "MiniLM-L6")
+FORMS = ("dense", "80% of tiles pruned")
+DTYPES = ("float32", "bfloat16")
+SHAPES = {f"{b} x {s} tokens": (s,) * b for b in (1, 8) for s in (128, 384)}
+AVERAGES = (0.5, 0.33)
+
+REALISED = 0.9
+KEEP_ALL_LIMIT = 0.02
+SUMS_LIMIT = 0.10
+
+TOPK_SIZES = (128, 1024, 16_384, 131_072, 1_048_576)
+
+
+def measure(bench: Bench) -> None:
+    """The engine's own selection, then whole encoders."""
+    for n in TOPK_SIZES:
+        _topk(bench, n)
+    for name in MODELS:
+        for form in FORMS:
+            _model(bench, name, form)
+
+
+# ---- topk ---------------------------------------------------------------------------------------
+
+
+def _topk(bench: Bench, n: int) -> None:
+    """Half of n normal numbers, against the peers' own order: none of them keeps the original."""
+    if not bench.wants("topk, half of", f"{n} scores", "float32"):
+        return
+    scores = np.random.default_rng(0).standard_normal(n, dtype=np.float32)
+    k = n // 2
+    want = reference.topk(scores, k)
+
+    def in_order(index: Any) -> tuple[Array, Array]:
+        ordered = np.sort(np.asarray(index))
+        return scores[ordered], ordered
+
+    case = Case(
+        "topk, half of",
+        f"{n} scores",
+        "float32",
+        run=lambda: sp.topk(scores, k),
+        expected=want,
+        tolerance=0.0,
+        target=Target(1.0, "float32"),
+    )
+    peers = [
+        Peer(
+            "numpy.argpartition",
+            "float32",
+            lambda: np.argpartition(scores, n - k),
+            want,
+            0.0,
+            lambda found: in_order(found[n - k :]),
+        )
+    ]
+    torch = bench.peer("torch")
+    if torch is not None:
+        tensor = torch.from_numpy(scores)
+        peers.append(
+            Peer(
+                "torch.topk",
+                "float32",
+                lambda: torch.topk(tensor, k),
+                want,
+                0.0,
+                lambda found: in_order(found.indices),
+            )
+        )
+    bench.compare([case], peers)
+
+
+# ---- whole encoders -----------------------------------------------------------------------------
+
+
+def _titles(name: str, form: str) -> dict[str, str]:
+    base = f"tokens, {name}, {form}"
+    titles = {f"{average:g}": f"{base}, keep {average:g}" for average in AVERAGES}
+    return {**titles, "1": f"{base}, keep 1", "sums": f"{base}, importance sums"}
+
+
+def _model(bench: Bench, name: str, form: str) -> None:
+    wanted = [
+        (shape, dtype)
+        for shape in SHAPES
+        for dtype in DTYPES
+        if any(bench.wants(title, shape, dtype) for title in _titles(name, form).values())
+    ]
+    if not wanted:
+        return
+    plan = None if form == "dense" else Plan.uniform("tile", SPARSITY)
+    model = bert(name)
+    if plan is not None:
+        model = pruned_copy(model, plan)[0]
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        for dtype in DTYPES:
+            shapes = [shape for shape, other in wanted if other == dtype]
+            if not shapes or (dtype == "bfloat16" and not bench.native_bfloat16):
+                continue
+            encoder = Encoder.load(Path(folder), plan=plan, compute=dtype)
+            for shape in shapes:
+                _shape(bench, _titles(name, form), shape, dtype, encoder)
+
+
+def _with(encoder: Encoder, tokens: Schedule | None, ids: list[list[int]]) -> Callable[[], Any]:
+    def run() -> Any:
+        encoder.tokens = tokens
+        return encoder.run(ids)
+
+    return run
+
+
+def _shape(bench: Bench, titles: dict[str, str], shape: str, dtype: str, encoder: Encoder) -> None:
+    """All schedules on one batch, in one round of turns with the same run on all tokens."""
+    lengths = SHAPES[shape]
+    n_layers, length = encoder.architecture.n_layers, lengths[0]
+    last_one = Schedule.per_layer([1.0] * (n_layers - 1) + [(length - 1) / length])
+    schedules = {f"{average:g}": Schedule.linear(average) for average in AVERAGES}
+    schedules |= {"1": Schedule.linear(1.0), "sums": last_one}
+    chosen = {k: s for k, s in schedules.items() if bench.wants(titles[k], shape, dtype)}
+    ids = Batch(lengths).ids
+    runs = {key: _with(encoder, schedule, ids) for key, schedule in chosen.items()}
+    whole = _with(encoder, None, ids)
+    for key in chosen:
+        _check(titles[key], encoder, chosen[key], ids)
+    sides: list[Callable[[], object]] = [whole, *runs.values()]
+    if "sums" in chosen:
+        sides.append(_attention(encoder, lengths, dtype))
+    timings = bench.interleave(f"{titles['1']}, {shape}, {dtype}", sides)
+    base, costs = timings[0], {key: run().cost for key, run in runs.items()}
+    dense = whole().cost.actual.multiply_adds
+    for key, timing in zip(runs, timings[1:], strict=False):
+        title = (titles[key], shape, dtype)
+        peer: dict[str, Any] = {"ours": timing, "peer": "spatile on all tokens", "theirs": base}
+        if key == "sums":
+            attention = timings[-1]
+            added = max(timing.median - base.median, timing.minimum - base.minimum)
+            share = added / ((n_layers - 1) * min(attention.median, attention.minimum))
+            bench.keep_at_most(title, share, SUMS_LIMIT, **peer)
+        elif key == "1":
+            bench.keep_at_most(title, overhead_of(timing, base), KEEP_ALL_LIMIT, **peer)
+        else:
+            reduction = dense / costs[key].actual.multiply_adds
+            faster = ratio_of(timing, base)
+            note = f"{faster:.2f}x faster, {reduction:.2f}x less to do"
+            bench.keep_at_least(title, faster / reduction, REALISED, note=note, **peer)
+
+
+def _attention(encoder: Encoder, lengths: tuple[int, ...], dtype: str) -> Callable[[], Any]:
+    """One layer's attention, by itself."""
+    a = encoder.architecture
+    rng = np.random.default_rng(0)
+    shape = (sum(lengths), a.n_heads, a.head_width)
+    qkv = [rng.standard_normal(shape, dtype=np.float32) for _ in range(3)]
+    if dtype == "bfloat16":
+        import ml_dtypes
+
+        qkv = [x.astype(ml_dtypes.bfloat16) for x in qkv]
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    out = np.empty_like(qkv[0])
+    return lambda: sp.attention(*qkv, offsets=offsets, out=out)
+
+
+def _check(title: str, encoder: Encoder, schedule: Schedule, ids: list[list[int]]) -> None:
+    """The tokens kept and their hidden states are those of each input by itself, bit for bit."""
+    encoder.tokens = schedule
+    other = Batch((37, 5)).ids  # the batch's own, and among others
+    together = encoder.run([other[0], *ids, other[1]])
+    for i, row in enumerate(ids):
+        alone = encoder.run([row])
+        part = slice(together.offsets[i + 1], together.offsets[i + 2])
+        same = np.array_equal(together.positions[part], alone.positions)
+        if not same or not np.array_equal(together.hidden[part], alone.hidden):
+            raise WrongAnswerError(f"{title}: input {i} by itself differs from it in a batch")

@@ -1,0 +1,212 @@
+"""One call of the engine: what goes in, how much of it each layer keeps, what comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from spatile import _core
+from spatile.inference.architecture import Architecture
+from spatile.inference.batching import flatten
+from spatile.inference.cost import Cost, cost_of_run
+from spatile.ops.tokens import protected_mask
+from spatile.sparsity import Schedule
+
+__all__ = ["EncoderRun", "Kept", "Pruning", "check_schedules", "run_engine"]
+
+Array = np.ndarray[Any, Any]
+COST_PARTS = 4
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What each layer worked on: layers as they run, heads numbered as in the dense model.
+
+    ``counts`` (layers, n) tokens of each input; ``tokens`` each layer's tokens, as positions in
+    their inputs, one input after the other; ``heads`` (layers, n, heads) whether a head was kept.
+    """
+
+    counts: Array
+    tokens: tuple[Array, ...]
+    heads: Array
+
+    def positions(self, layer: int, i: int) -> Array:
+        """Positions of the tokens of input ``i`` that ``layer`` worked on, ascending."""
+        start = int(self.counts[layer, :i].sum())
+        return np.asarray(self.tokens[layer][start : start + int(self.counts[layer, i])])
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What a run noted, before anybody asks for it: see :class:`Kept` and :class:`Cost`."""
+
+    architecture: Architecture
+    lengths: Array
+    within: Array
+    counts: Array | None
+    tokens: Array | None
+    heads: Array | None
+    cost: Array
+    first_only: bool
+    element: int
+
+
+@dataclass(frozen=True)
+class EncoderRun:
+    """What :meth:`Encoder.run` returns.
+
+    ``hidden`` (tokens, width) float32 of the tokens that the last layer kept, input i's being rows
+    ``offsets[i]`` to ``offsets[i + 1]`` and ``positions`` (tokens) int32 their places in their
+    inputs; with ``first_only`` (n, width): each input's first token alone.
+    """
+
+    hidden: Array
+    offsets: Array
+    positions: Array
+    _record: _Record = field(repr=False)
+
+    @cached_property
+    def kept(self) -> Kept:
+        """The tokens and heads that each layer worked on."""
+        r = self._record
+        n_layers, n_heads = r.architecture.n_layers, r.architecture.n_heads
+        if r.counts is None or r.tokens is None or r.heads is None:
+            return Kept(
+                np.tile(r.lengths, (n_layers, 1)),
+                (r.within,) * n_layers,
+                np.ones((n_layers, len(r.lengths), n_heads), bool),
+            )
+        ends = np.cumsum(r.counts.sum(axis=1))[:-1]
+        parts = np.split(r.tokens, ends)
+        return Kept(r.counts, tuple(r.within[part] for part in parts), r.heads)
+
+    @cached_property
+    def cost(self) -> Cost:
+        """What the layers did."""
+        r = self._record
+        return cost_of_run(
+            r.architecture,
+            r.cost,
+            r.lengths.tolist(),
+            first_only=r.first_only,
+            element=r.element,
+        )
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """The schedules of an encoder."""
+
+    tokens: Schedule | None = None
+    heads: Schedule | None = None
+
+    def counts(
+        self, a: Architecture, lengths: Array, offsets: Array, protected: Array | None
+    ) -> tuple[Array | None, Array | None]:
+        """Tokens and heads (layers, n) of each layer; the first None where nothing is dropped, the
+        second where no head is. First tokens join ``protected``, and all of them fit in.
+        """
+        tokens = heads = None
+        n = len(lengths)
+        if self.tokens is not None:
+            columns = [self.tokens.tokens(x, n_layers=a.n_layers) for x in lengths.tolist()]
+            tokens = np.array(columns, np.int64).reshape(n, a.n_layers).T
+            if protected is not None:
+                protected[offsets[:-1][lengths > 0]] = True
+                sums = np.concatenate([np.zeros(1, np.int64), np.cumsum(protected)])
+                tokens = np.maximum(tokens, sums[offsets[1:]] - sums[offsets[:-1]])
+        if self.heads is not None:
+            columns = [
+                self.heads.heads(a.n_heads, n_layers=a.n_layers, length=max(1, x))
+                for x in lengths.tolist()
+            ]
+            heads = _if_falling(np.array(columns, np.int64).reshape(n, a.n_layers).T)
+        if heads is None and (tokens is None or _if_falling(tokens) is None):
+            return None, None
+        if tokens is None:
+            tokens = np.tile(lengths, (a.n_layers, 1))
+        return np.ascontiguousarray(tokens), heads
+
+
+def _if_falling(counts: Array) -> Array | None:
+    if len(counts) == 0 or not (counts[-1] < counts[0]).any():
+        return None
+    return np.ascontiguousarray(counts)
+
+
+def check_schedules(tokens: Schedule | None, heads: Schedule | None, a: Architecture) -> None:
+    """Raises ValueError for a schedule that the model's layers cannot follow."""
+    for name, schedule in (("tokens", tokens), ("heads", heads)):
+        if schedule is not None and not isinstance(schedule, Schedule):
+            raise TypeError(
+                f"Encoder: {name} is a {type(schedule).__name__}, expected a Schedule or None"
+            )
+    # By length it may still fail: then the input that it fails for is at hand.
+    if tokens is not None:
+        tokens.tokens(a.max_tokens, n_layers=a.n_layers)
+    if heads is not None:
+        heads.heads(a.n_heads, n_layers=a.n_layers, length=a.max_tokens)
+
+
+def _positions(offsets: Array, lengths: Array) -> Array:
+    """Each token's place in its input, int32."""
+    if len(lengths) == 1:
+        return np.arange(int(lengths[0]), dtype=np.int32)
+    within = np.arange(int(offsets[-1])) - np.repeat(offsets[:-1], lengths)
+    return np.asarray(within, np.int32)
+
+
+def _inputs(
+    a: Architecture, ids: Sequence[Sequence[int]], types: Sequence[Sequence[int]] | None
+) -> tuple[Array, Array, Array, Array | None]:
+    """Lengths, offsets, ids and types, packed."""
+    lengths = np.fromiter((len(i) for i in ids), np.int64, len(ids))
+    if len(lengths) and lengths.max() > a.max_tokens:
+        raise ValueError(
+            f"Encoder: an input has {lengths.max()} tokens, expected at most {a.max_tokens}"
+        )
+    flat_types = None
+    if types is not None:
+        if [len(row) for row in types] != lengths.tolist():
+            raise ValueError("Encoder: types has other lengths than ids, expected the same")
+        flat_types = flatten("types", types) if a.types > 1 else None
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+    return lengths, offsets, flatten("ids", ids), flat_types
+
+
+def run_engine(
+    engine: _core.Encoder,
+    a: Architecture,
+    pruning: Pruning,
+    ids: Sequence[Sequence[int]],
+    types: Sequence[Sequence[int]] | None,
+    *,
+    first_only: bool,
+    protect: Any,
+    element: int,
+) -> EncoderRun:
+    """One call. ``element``: bytes of a number in the products' type. Raises ValueError."""
+    lengths, offsets, flat, flat_types = _inputs(a, ids, types)
+    within = _positions(offsets, lengths)
+    mask = None if protect is None else protected_mask("Encoder", protect, offsets)
+    tokens, heads = pruning.counts(a, lengths, offsets, mask)
+    ends, kept_tokens, kept_heads = offsets, None, None
+    if tokens is not None:
+        ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(tokens[-1])])
+        kept_tokens = np.empty(int(tokens.sum()), np.int32)
+        kept_heads = np.empty((*tokens.shape, a.n_heads), bool)
+    hidden = np.empty((len(ids) if first_only else int(ends[-1]), a.width), np.float32)
+    cost = np.zeros((a.n_layers, COST_PARTS, 2), np.int64)
+    engine.forward(
+        offsets, flat, within + np.int32(a.position_offset), flat_types, first_only, hidden,
+        None if tokens is None else (tokens, heads, mask, kept_tokens, kept_heads), cost,
+    )  # fmt: skip
+    positions = within
+    if kept_tokens is not None:
+        positions = within[kept_tokens[len(kept_tokens) - int(ends[-1]) :]]
+    record = _Record(a, lengths, within, tokens, kept_tokens, kept_heads, cost, first_only, element)
+    return EncoderRun(hidden, ends, positions, record)
