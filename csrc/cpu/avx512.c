@@ -8,7 +8,7 @@
 #include "simd/csr.h"
 #include "simd/dropout.h"
 #include "simd/rows.h"
-#include "select_row.h"
+#include "simd/select_row.h"
 #include "simd/groups.h"
 #include "simd/f64.h"
 #include "simd/panel_layer_norm.h"

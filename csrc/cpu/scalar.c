@@ -7,7 +7,7 @@
 #include "scalar/csr.h"
 #include "scalar/dropout.h"
 #include "scalar/rows.h"
-#include "select_row.h"
+#include "simd/select_row.h"
 #include "scalar/groups.h"
 #include "scalar/f64.h"
 #include "scalar/panel_layer_norm.h"

@@ -1,5 +1,5 @@
 /* Loops over the keys of a row (select.h), compiled once for each tier. */
-#include "select.h"
+#include "../select.h"
 
 /* Keys of n scores; false where one is NaN. */
 static bool select_keys(uint32_t *keys, const float *scores, int64_t n) {
