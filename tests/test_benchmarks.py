@@ -65,7 +65,7 @@ def measured(file: Path, *arguments: str) -> list[dict[str, Any]]:
         ("encoder", "MiniLM-L6, dense, 1 x 32 tokens, float32", 1),
         ("tokens", "topk, half of, 1024 scores", 1),
         ("tokens", "MiniLM-L6, 80% of tiles pruned, keep 0.5, 8 x 128 tokens, float32", 1),
-        ("tokens", "MiniLM-L6, dense, importance sums, 1 x 128 tokens, float32", 1),
+        ("tokens", "importance sums, 12 heads of 64, 1 x 128 tokens, float32", 1),
         ("tokens", "MiniLM-L6, dense, keep 1, 1 x 128 tokens, float32", 1),
         ("regularizer", "tiles, float32", 6),
         ("regularizer", "proximal", 1),

@@ -16,6 +16,7 @@ typedef struct cpu_encoder {
   int64_t capacity; /* floats */
   const spt_encoder_model *model;
   spt_layer_bf16 *layers_bf16; /* (n_layers), or NULL */
+  spt_layer_size *sizes;       /* (n_layers) */
 } cpu_encoder;
 
 /* What a model's widest layer needs. */
@@ -88,7 +89,8 @@ static void lay_out_kept(spt_encoder_pass *p, struct layout *to, const struct wi
   k->magnitudes = take(to, w->heads * slots, sizeof *k->magnitudes);
   k->head_importance = take(to, sequences * p->model->n_heads, sizeof *k->head_importance);
   k->heads = take(to, sequences * p->model->n_heads, sizeof *k->heads);
-  k->units = take(to, spt_ceil_div(w->qkv, SPT_STRIP), sizeof *k->units);
+  bool heads = p->run->pruning->heads != NULL;
+  k->units = take(to, heads ? spt_ceil_div(w->qkv, SPT_STRIP) : ABSENT, sizeof *k->units);
   k->rows = take(to, w->qkv, sizeof *k->rows);
   k->nan = take(to, p->workers, sizeof *k->nan);
   take_activations(to, &k->x, p->n_panels, p->model->width, true, false);
@@ -137,6 +139,7 @@ spt_status spt_cpu_encoder_forward(void *state, const spt_encoder_run *run, spt_
   spt_encoder_pass p = {.tier = spt_cpu_tier_in_use(),
                         .model = encoder->model,
                         .layers_bf16 = encoder->layers_bf16,
+                        .sizes = encoder->sizes,
                         .run = run};
   p.workers = spt_pool_width();
   for (int64_t s = 0; s < run->n_sequences; s++) {
@@ -210,6 +213,14 @@ spt_status spt_cpu_encoder_create(void *state, const spt_encoder_model *model, v
   }
   pthread_mutex_init(&encoder->lock, NULL);
   encoder->model = model;
+  encoder->sizes = calloc((size_t)model->n_layers + 1, sizeof *encoder->sizes);
+  if (encoder->sizes == NULL) {
+    spt_cpu_encoder_free(encoder);
+    return spt_fail(err, SPT_OUT_OF_MEMORY, "encoder: no memory");
+  }
+  for (int64_t i = 0; i < model->n_layers; i++) {
+    encoder->sizes[i] = spt_size_of_layer(&model->layers[i], model->compute);
+  }
   if (model->compute == SPT_BF16) {
     spt_status status = narrow_layers(encoder, err);
     if (status != SPT_OK) {
@@ -230,6 +241,7 @@ void spt_cpu_encoder_free(void *state) {
     spt_strips_bf16_free(encoder->layers_bf16[i].down);
   }
   free(encoder->layers_bf16);
+  free(encoder->sizes);
   pthread_mutex_destroy(&encoder->lock);
   free(encoder->workspace);
   free(encoder);

@@ -18,14 +18,11 @@ static int64_t firsts_now(const spt_encoder_pass *p) {
   return n;
 }
 
-static int64_t element(const spt_encoder_pass *p) { return p->layers_bf16 != NULL ? 2 : 4; }
+static int64_t element(const spt_encoder_pass *p) {
+  return (int64_t)spt_dtype_size(p->model->compute);
+}
 
-/* Of units [begin, end) but for those that are skipped: weights, their bytes, output rows. */
-struct matrix_size {
-  int64_t weights, bytes, rows;
-};
-
-static void add_strip(struct matrix_size *to, const spt_strips *w, int64_t strip, int64_t element) {
+static void add_strip(spt_matrix_size *to, const spt_strips *w, int64_t strip, int64_t element) {
   int64_t columns = w->value_ptr[strip + 1] - w->value_ptr[strip], rows = 0;
   for (int r = 0; r < SPT_STRIP; r++) {
     rows += spt_strip_row(w, strip, r) >= 0;
@@ -36,9 +33,9 @@ static void add_strip(struct matrix_size *to, const spt_strips *w, int64_t strip
   to->bytes += (w->run_ptr[strip + 1] - w->run_ptr[strip]) * 2 * (int64_t)sizeof(int32_t);
 }
 
-static struct matrix_size size_of(const spt_encoder_matrix *m, const uint8_t *needed, int64_t begin,
-                                  int64_t end, int64_t element) {
-  struct matrix_size size = {0};
+static spt_matrix_size size_of(const spt_encoder_matrix *m, const uint8_t *needed, int64_t begin,
+                               int64_t end, int64_t element) {
+  spt_matrix_size size = {0};
   for (int64_t unit = begin; unit < end; unit++) {
     if (needed != NULL && !needed[unit]) {
       continue;
@@ -60,9 +57,23 @@ static int64_t units_of(const spt_encoder_matrix *m) {
   return m->strips != NULL ? m->strips->n_strips : spt_ceil_div(m->csr->out, SPT_STRIP);
 }
 
+spt_layer_size spt_size_of_layer(const spt_encoder_layer *l, spt_dtype compute) {
+  int64_t q_units = l->q_rows / SPT_STRIP, bytes = (int64_t)spt_dtype_size(compute);
+  spt_layer_size size = {
+      .q = size_of(&l->qkv, NULL, 0, q_units, bytes),
+      .kv = size_of(&l->qkv, NULL, q_units, units_of(&l->qkv), bytes),
+      .up = size_of(&l->up, NULL, 0, units_of(&l->up), bytes),
+      .down = size_of(&l->down, NULL, 0, units_of(&l->down), bytes),
+  };
+  if (l->merged_row == NULL) {
+    size.o = size_of(&l->o, NULL, 0, units_of(&l->o), bytes);
+  }
+  return size;
+}
+
 /* A product of some tokens: x of `in` features is read, the rows are written. */
-static void add_product(spt_part_cost *to, const struct matrix_size *size, int64_t in,
-                        int64_t tokens, int64_t element) {
+static void add_product(spt_part_cost *to, const spt_matrix_size *size, int64_t in, int64_t tokens,
+                        int64_t element) {
   if (tokens == 0) {
     return;
   }
@@ -83,10 +94,13 @@ void spt_count_attention(const spt_encoder_pass *p) {
   const uint8_t *needed = p->run->pruning != NULL ? p->kept.units : NULL;
   int64_t bytes = element(p), tokens = tokens_now(p), q_units = l->q_rows / SPT_STRIP;
   int64_t queries = p->first_only ? firsts_now(p) : tokens;
-  struct matrix_size q = size_of(&l->qkv, needed, 0, q_units, bytes);
-  struct matrix_size kv = size_of(&l->qkv, needed, q_units, units_of(&l->qkv), bytes);
+  spt_matrix_size q = p->sizes[p->layer_index].q, kv = p->sizes[p->layer_index].kv;
+  if (needed != NULL) {
+    q = size_of(&l->qkv, needed, 0, q_units, bytes);
+    kv = size_of(&l->qkv, needed, q_units, units_of(&l->qkv), bytes);
+  }
   if (!p->first_only) { /* one product reads x once */
-    q = (struct matrix_size){q.weights + kv.weights, q.bytes + kv.bytes, q.rows + kv.rows};
+    q = (spt_matrix_size){q.weights + kv.weights, q.bytes + kv.bytes, q.rows + kv.rows};
   } else {
     add_product(&cost[SPT_COST_PROJECTIONS], &kv, p->model->width, tokens, bytes);
   }
@@ -113,12 +127,10 @@ void spt_count_rest(const spt_encoder_pass *p) {
   }
   spt_part_cost *cost = costs_of(p);
   int64_t bytes = element(p), tokens = p->first_only ? firsts_now(p) : tokens_now(p);
+  const spt_layer_size *size = &p->sizes[p->layer_index];
   if (l->merged_row == NULL) {
-    struct matrix_size o = size_of(&l->o, NULL, 0, units_of(&l->o), bytes);
-    add_product(&cost[SPT_COST_PROJECTIONS], &o, p->context.features, tokens, bytes);
+    add_product(&cost[SPT_COST_PROJECTIONS], &size->o, p->context.features, tokens, bytes);
   }
-  struct matrix_size up = size_of(&l->up, NULL, 0, units_of(&l->up), bytes);
-  struct matrix_size down = size_of(&l->down, NULL, 0, units_of(&l->down), bytes);
-  add_product(&cost[SPT_COST_FFN], &up, p->model->width, tokens, bytes);
-  add_product(&cost[SPT_COST_FFN], &down, spt_rows_of(&l->up), tokens, bytes);
+  add_product(&cost[SPT_COST_FFN], &size->up, p->model->width, tokens, bytes);
+  add_product(&cost[SPT_COST_FFN], &size->down, spt_rows_of(&l->up), tokens, bytes);
 }

@@ -39,7 +39,7 @@ typedef struct spt_kept {
   float *magnitudes;          /* (heads of the layer, slots) */
   double *head_importance;    /* (n_sequences, n_heads) */
   uint8_t *heads;             /* (n_sequences, n_heads) whether it is kept */
-  uint8_t *units;             /* (units of qkv) whether some kept head needs it */
+  uint8_t *units;             /* (units of qkv) whether some kept head needs it; NULL: all do */
   uint8_t *rows;              /* (rows of qkv) the same */
   uint8_t *nan;               /* (workers) */
   int64_t noted;              /* tokens in pruning->kept_tokens so far */
@@ -52,10 +52,21 @@ typedef struct spt_attention_work {
   int64_t padding[6]; /* a cache line of its own */
 } spt_attention_work;
 
+/* What the units of a matrix hold, or some of them: weights, their bytes, output rows. */
+typedef struct spt_matrix_size {
+  int64_t weights, bytes, rows;
+} spt_matrix_size;
+
+/* A layer's, with q and kv for the units of qkv that hold Q's rows, and the others. */
+typedef struct spt_layer_size {
+  spt_matrix_size q, kv, o, up, down;
+} spt_layer_size;
+
 typedef struct spt_encoder_pass {
   const spt_cpu_tier *tier;
   const spt_encoder_model *model;
   const spt_layer_bf16 *layers_bf16; /* NULL: float32 */
+  const spt_layer_size *sizes;       /* (n_layers) */
   const spt_encoder_run *run;
   const spt_encoder_layer *layer;
   int64_t layer_index;
@@ -116,6 +127,9 @@ SPT_WARN_UNUSED spt_status spt_pruning_end_attention(spt_encoder_pass *, bool *c
                                                      spt_error *);
 /* The sequence of each panel, from begin and end. */
 void spt_find_sequences(spt_encoder_pass *);
+
+/* The sizes of a layer's matrices, all units of them. */
+spt_layer_size spt_size_of_layer(const spt_encoder_layer *, spt_dtype compute);
 
 /* Adds a layer's costs to run->cost: projections, scores and values behind its attention, with the
  * tokens that it worked on; then what follows. */

@@ -85,7 +85,9 @@ void spt_pruning_begin_layer(spt_encoder_pass *p) {
     }
   }
   memset(k->nan, 0, (size_t)p->workers);
-  find_units(p);
+  if (pruning->heads != NULL) {
+    find_units(p);
+  }
 }
 
 /* ---- behind an attention ---------------------------------------------------------------------------- */

