@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from spatile.patterns import as_pattern
-from spatile.sparsity import Plan
+from spatile.sparsity import Plan, Schedule
 from spatile.sparsity.plan import check_sparsity
 from spatile.sparsity.saliency import SALIENCIES
 
@@ -58,6 +58,11 @@ class Settings:
     ``heads``, ``neurons`` and ``layers`` are fractions of those that go, whole, at the first
     pruning; ``sparsity`` is that of what is left then (:meth:`Plan.with_structure`).
 
+    ``keep_tokens`` and ``keep_heads`` in (0, 1] are what the layers work on of each input's tokens
+    and heads on average (:meth:`Schedule.linear`); None keeps all. Tokens and heads go by and by
+    over the first ``gradual`` of the retrain stage, and the packed model runs with both schedules.
+    With ``sparsity`` 0 they are all that is pruned.
+
     ``saliency``, ``scope`` and ``damping`` are :class:`spatile.torch.Pruner`'s. Saliency
     ``"auto"`` is ``"second-order"``, but ``"magnitude"`` for single elements, which would take 16
     times as long, and for scope ``"row-balanced"``, which it can't have. It looks at
@@ -81,6 +86,8 @@ class Settings:
     heads: float | None = None
     neurons: float | None = None
     layers: float | None = None
+    keep_tokens: float | None = None
+    keep_heads: float | None = None
     plan: dict[str, Any] | None = None
     method: str = "proximal"
     strength: float | str = "auto"
@@ -153,7 +160,11 @@ class Settings:
         for name in ("heads", "neurons", "layers"):
             if getattr(self, name) is not None:
                 self._check(name, lambda v: 0 <= v < 1, "a fraction in [0, 1)")
+        for name in ("keep_tokens", "keep_heads"):
+            if getattr(self, name) is not None:
+                self._check(name, lambda v: 0 < v <= 1, "a fraction in (0, 1]")
         self._check_structure()
+        self._check_cascade()
         for name in _LENGTHS:
             self._check(name, lambda v: v >= 0, "a number of epochs ≥ 0")
         for name in ("ramp", "distill", "warmup", "gradual"):
@@ -191,8 +202,7 @@ class Settings:
 
     def _check_structure(self) -> None:
         shares = self.heads or self.neurons or self.layers
-        planned = self.plan is not None and bool(self.plan.get("structure"))
-        structured = bool(shares) or planned or self.pattern == "structure"
+        structured = self._takes_structure
         if shares and self.plan is not None:
             raise ValueError(
                 "finetune: plan is given with heads, neurons or layers, expected these as entries "
@@ -212,6 +222,32 @@ class Settings:
             raise ValueError(
                 "finetune: twin is True, expected False unless tiles are pruned at once "
                 "(prunings 1) and by saliency 'magnitude': else more than the penalty would differ"
+            )
+
+    @property
+    def _takes_structure(self) -> bool:
+        planned = self.plan is not None and bool(self.plan.get("structure"))
+        shares = self.heads or self.neurons or self.layers
+        return bool(shares) or planned or self.pattern == "structure"
+
+    def _check_cascade(self) -> None:
+        if not self.cascades:
+            return
+        if self.distill_attention > 0:
+            raise ValueError(
+                f"finetune: distill_attention is {self.distill_attention:g}, expected 0 with "
+                f"keep_tokens or keep_heads: the pruned model can't have the dense attention"
+            )
+        planned = self.plan is not None and any(self.plan.get("precompute") or ())
+        if self.keep_heads is not None and (self.precompute is not False or planned):
+            raise ValueError(
+                f"finetune: precompute is {True if planned else self.precompute!r}, expected False "
+                f"with keep_heads: a head's results can't be measured where W_V and W_O are merged"
+            )
+        if self.twin:
+            raise ValueError(
+                "finetune: twin is True, expected False with keep_tokens or keep_heads: else more "
+                "than the penalty would differ"
             )
 
     def _check(self, name: str, holds: Any, expected: str) -> None:
@@ -236,8 +272,23 @@ class Settings:
         """The saliency, with "auto" decided."""
         if self.saliency != "auto":
             return self.saliency
+        if self.sparsity == 0.0 and self.plan is None and not self._takes_structure:
+            return "magnitude"  # nothing is to be ranked
         element = self.pattern == "element" or self.scope == "row-balanced"
         return "magnitude" if element else "second-order"
+
+    @property
+    def cascades(self) -> bool:
+        """Whether tokens or heads are to go input by input."""
+        return self.keep_tokens is not None or self.keep_heads is not None
+
+    @property
+    def schedules(self) -> dict[str, Schedule | None]:
+        """``tokens`` and ``heads`` as :class:`spatile.inference.Encoder` takes them."""
+        return {
+            kind: None if keep is None else Schedule.linear(keep)
+            for kind, keep in (("tokens", self.keep_tokens), ("heads", self.keep_heads))
+        }
 
     @property
     def teaches(self) -> bool:
