@@ -117,8 +117,8 @@ def test_config_that_is_no_json(folder: Path) -> None:
 
 
 def test_packed_manifest_of_a_newer_version(packed: Path) -> None:
-    edit(packed / "spatile.json", version=3)
-    with pytest.raises(ValueError, match=r"version is 3, expected at most 2: .* newer spatile"):
+    edit(packed / "spatile.json", version=4)
+    with pytest.raises(ValueError, match=r"version is 4, expected at most 3: .* newer spatile"):
         Encoder.load(packed)
 
 

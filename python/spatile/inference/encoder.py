@@ -15,27 +15,16 @@ from spatile.inference.batching import Encoded, batches, encoded_of
 from spatile.inference.compile import compile_encoder
 from spatile.inference.files import read_json, write_json, write_tensors
 from spatile.inference.head import ClassifierHead, Predictions, read_head
-from spatile.inference.packed import is_packed, read_packed, write_packed
+from spatile.inference.packed import MANIFEST, is_packed, read_packed, write_packed
 from spatile.inference.running import EncoderRun, Pruning, check_schedules, run_engine
-from spatile.inference.summary import (
-    LayerSizes,
-    LayerSummary,
-    MatrixSummary,
-    Summary,
-    linear_multiply_adds,
-)
-from spatile.inference.tokenization import load_tokenizer, tokenizer_limit
+from spatile.inference.summary import Summary, linear_multiply_adds, summarize
+from spatile.inference.tokenization import copy_tokenizer, load_tokenizer, tokenizer_limit
 from spatile.inference.weights import EncoderWeights, apply_plan, expand_tensors, read_checkpoint
-from spatile.sparsity import Plan, Schedule, write_atomically
+from spatile.sparsity import Plan, Schedule
 
 __all__ = ["Encoded", "Encoder"]
 
 Array = np.ndarray[Any, Any]
-
-_TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt",
-    "vocab.json", "merges.txt",
-)  # fmt: skip
 
 
 class Encoder:
@@ -71,8 +60,7 @@ class Encoder:
             weights, self.architecture, self._precompute(), compute
         )
         self._head: ClassifierHead | None = read_head(weights, self.architecture, config)
-        self._truncated: dict[int, Any] = {}
-        self._tokenizer: Any | None = None if folder is None else load_tokenizer(folder)
+        self._tokenizer = None if folder is None else load_tokenizer(folder)
         limit = None if folder is None else tokenizer_limit(folder)
         self.max_tokens = min(self.architecture.max_tokens, limit or self.architecture.max_tokens)
 
@@ -99,7 +87,8 @@ class Encoder:
             processors with AVX512_BF16 or AMX do at twice the speed or more; others get the same
             results more slowly than in float32
         tokens, heads : how many of an input's tokens, and of the heads, each layer works on: the
-            most important ones so far (SpAtten, HPCA 2021); default: all. What is selected for an
+            most important ones so far (SpAtten, HPCA 2021). Default: those that a packed model was
+            saved with, otherwise all; ``Schedule.linear(1.0)`` keeps all. What is selected for an
             input does not depend on what else is in its batch. Value rows that are pruned, or that
             W_O no longer reads, are no part of a head, and a head without others counts for no
             token; of layers with W_V and W_O merged a head's magnitude is measured behind W_O.
@@ -153,6 +142,7 @@ class Encoder:
         cls, folder: Path, compute: str, tokens: Schedule | None, heads: Schedule | None
     ) -> Encoder:
         weights, manifest = read_packed(folder)
+        stored = Pruning.from_dict(manifest.get("schedules"), source=str(folder / MANIFEST))
         given = manifest.get("plan")
         plan = None if given is None else Plan.from_dict(given, source=str(folder))
         return cls(
@@ -162,8 +152,8 @@ class Encoder:
             folder=folder,
             pooling=str(manifest.get("pooling", "first")),
             compute=compute,
-            tokens=tokens,
-            heads=heads,
+            tokens=stored.tokens if tokens is None else tokens,
+            heads=stored.heads if heads is None else heads,
         )
 
     def _precompute(self) -> tuple[bool, ...]:
@@ -190,31 +180,16 @@ class Encoder:
 
         Raises ValueError where the model has no tokenizer, or texts and pairs differ in count.
         """
-        if self._tokenizer is None:
-            raise ValueError(f"{self._folder}: no tokenizer in the model's folder")
-        if isinstance(texts, str):
-            raise TypeError("Encoder: texts is one string, expected a list of them")
-        if pairs is not None and len(pairs) != len(texts):
-            raise ValueError(f"Encoder: pairs has {len(pairs)} entries, expected {len(texts)}")
-        limit = self.max_tokens if max_tokens is None else min(max_tokens, self.max_tokens)
-        batch = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
-        encodings = self._truncating(limit, pairs is not None).encode_batch(batch)
+        encodings = self._encodings(texts, pairs, max_tokens)
         return [e.ids for e in encodings], [e.type_ids for e in encodings]
 
-    def _truncating(self, limit: int, paired: bool) -> Any:
-        """A copy of the tokenizer that cuts at ``limit``: cutting is a state of a tokenizer."""
-        tokenizer = self._tokenizer
-        assert tokenizer is not None
-        special = tokenizer.num_special_tokens_to_add(paired)
-        if limit <= special:
-            raise ValueError(
-                f"Encoder: max_tokens is {limit}, expected more than the {special} special tokens"
-            )
-        if limit not in self._truncated:
-            copy = type(tokenizer).from_str(tokenizer.to_str())
-            copy.enable_truncation(limit)
-            self._truncated[limit] = copy
-        return self._truncated[limit]
+    def _encodings(
+        self, texts: Sequence[str], pairs: Sequence[str] | None, max_tokens: int | None = None
+    ) -> list[Any]:
+        if self._tokenizer is None:
+            raise ValueError(f"{self._folder}: no tokenizer in the model's folder")
+        limit = self.max_tokens if max_tokens is None else min(max_tokens, self.max_tokens)
+        return self._tokenizer.encode(texts, pairs, limit)
 
     def run(
         self,
@@ -316,53 +291,23 @@ class Encoder:
 
     def summary(self) -> Summary:
         """Sparsity and bytes of each matrix, and what the compiled products cost."""
-        a, rows = self.architecture, []
-        for i in range(a.n_layers):
-            n = a.layer(i)
-            for name in (n.query, n.key, n.value, n.output, *n.ffn):
-                w = self._weights.tensors[f"{name}.weight"]
-                pattern, mask = self._weights.patterns.get(name), self._weights.masks.get(name)
-                kept = w.size
-                if pattern is not None and mask is not None:
-                    rows_each, cols_each = pattern.group_shape((w.shape[0], w.shape[1]))
-                    heights = np.diff(np.append(np.arange(0, w.shape[0], rows_each), w.shape[0]))
-                    widths = np.diff(np.append(np.arange(0, w.shape[1], cols_each), w.shape[1]))
-                    kept = int((np.outer(heights, widths) * mask).sum())
-                rows.append(
-                    MatrixSummary(
-                        name,
-                        (w.shape[0], w.shape[1]),
-                        str(pattern or "dense"),
-                        1.0 - kept / w.size,
-                        4 * kept,
-                    )
-                )
-        left = a.structure
-        dense = left.n_layers * (4 * a.width * a.width + 2 * a.width * a.inner)
-        return Summary(
-            matrices=tuple(rows),
-            layers=tuple(
-                LayerSummary(kept.layer, layer.heads, layer.neurons)
-                for kept, layer in zip(left.layers, self._layers, strict=True)
-            ),
-            dense_layers=LayerSizes(left.n_layers, left.n_heads, left.n_neurons),
-            multiply_adds_per_token=linear_multiply_adds(self._layers),
-            dense_multiply_adds_per_token=dense,
-            nbytes=sum(m.nbytes for layer in self._layers for m in layer.matrices),
-            merged_layers=tuple(i for i, layer in enumerate(self._layers) if layer.merged),
-        )
+        return summarize(self._weights, self.architecture, self._layers)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the packed form into a folder, with the tokenizer's files beside it.
 
+        The encoder's schedules are part of it: :meth:`load` takes them up again.
+
         Raises OSError where the folder cannot be written: a packed model that it held is then
-        still whole. Raises ValueError for a folder that holds a checkpoint.
+        still whole. Raises ValueError for a folder that holds a checkpoint, TypeError for a
+        schedule by a function of the length, which no file can hold.
         """
+        schedules = Pruning(self.tokens, self.heads).to_dict()
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
         if not is_packed(folder) and any(folder.glob("model*.safetensors")):
             raise ValueError(f"Encoder.save: {folder} holds a checkpoint, expected another folder")
-        self._copy_tokenizer(folder)
+        copy_tokenizer(self._folder, folder)
         write_packed(
             folder,
             self._weights,
@@ -370,16 +315,20 @@ class Encoder:
                 "config": self.config,
                 "plan": None if self.plan is None else self.plan.to_dict(),
                 "pooling": self.pooling,
+                "schedules": schedules,
             },
         )
 
     def export(self, path: str | PathLike[str]) -> None:
-        """Write a dense checkpoint, zeros where pruned, for transformers' ``from_pretrained``."""
+        """Write a dense checkpoint, zeros where pruned, for transformers' ``from_pretrained``.
+
+        It holds no schedules: whoever runs it gives its own.
+        """
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
         if is_packed(folder):
             raise ValueError(f"Encoder.export: {folder} holds a packed model, expected another")
-        self._copy_tokenizer(folder)
+        copy_tokenizer(self._folder, folder)
         bare = self._head is None
         prefix = self.architecture.prefix
         tensors = {}
@@ -397,16 +346,6 @@ class Encoder:
             width = self.architecture.width
             settings = {"word_embedding_dimension": width, "pooling_mode_mean_tokens": True}
             write_json(folder / "1_Pooling" / "config.json", settings)
-
-    def _copy_tokenizer(self, folder: Path) -> None:
-        for name in _TOKENIZER_FILES:
-            source = None if self._folder is None else self._folder / name
-            if (
-                source is not None
-                and source.exists()
-                and source.resolve() != (folder / name).resolve()
-            ):
-                write_atomically(folder / name, source.read_bytes())
 
     def __repr__(self) -> str:
         a = self.architecture

@@ -25,9 +25,10 @@ __all__ = ["MANIFEST", "is_packed", "read_packed", "write_packed"]
 
 MANIFEST = "spatile.json"
 FORMAT = "spatile.encoder"
-# Version 2 has matrices cut to a structure, which the configuration holds; a model that has all its
-# parts is written as version 1, which all can read.
-VERSION = 2
+# Version 2 has matrices cut to a structure, which the configuration holds; version 3 has schedules,
+# without which the model would compute something else. A model with neither is written as
+# version 1, which all can read.
+VERSION = 3
 
 
 def is_packed(folder: Path) -> bool:
@@ -54,7 +55,9 @@ def write_packed(folder: Path, weights: EncoderWeights, manifest: dict[str, Any]
         stored[f"{name}.mask"] = mask.astype(np.uint8)
         stored[f"{name}.values"] = w[keep]
         matrices[name] = {"pattern": str(pattern), "shape": list(w.shape)}
-    version = VERSION if CONFIG_KEY in manifest["config"] else 1
+    version = 2 if CONFIG_KEY in manifest["config"] else 1
+    if any((manifest.get("schedules") or {}).values()):
+        version = 3
     head = {"format": FORMAT, "version": version, "tensors": file_name, "matrices": matrices}
     try:
         write_tensors(folder / file_name, stored)

@@ -104,6 +104,31 @@ class Pruning:
     tokens: Schedule | None = None
     heads: Schedule | None = None
 
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-serialisable form. Raises TypeError, naming the schedule, for a function's."""
+        stored = {}
+        for name, schedule in (("tokens", self.tokens), ("heads", self.heads)):
+            try:
+                stored[name] = None if schedule is None else schedule.to_dict()
+            except TypeError as error:
+                raise TypeError(f"Encoder.save: {name}: {error}") from None
+        return stored
+
+    @classmethod
+    def from_dict(cls, data: Any, *, source: str) -> Pruning:
+        """Read what :meth:`to_dict` wrote, or None. Raises ValueError naming ``source``."""
+        if data is None:  # written before schedules were
+            return cls()
+        if not isinstance(data, dict):
+            raise ValueError(f"{source}: schedules is {data!r}, expected an object")
+        tokens, heads = (
+            None
+            if data.get(name) is None
+            else Schedule.from_dict(data[name], source=f"{source}: schedules.{name}")
+            for name in ("tokens", "heads")
+        )
+        return cls(tokens, heads)
+
     def counts(
         self, a: Architecture, lengths: Array, offsets: Array, protected: Array | None
     ) -> tuple[Array | None, Array | None]:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-__all__ = ["LayerSizes", "LayerSummary", "MatrixSummary", "Summary"]
+from spatile.inference.architecture import Architecture
+from spatile.inference.weights import EncoderWeights
+
+__all__ = [
+    "LayerSizes",
+    "LayerSummary",
+    "MatrixSummary",
+    "Summary",
+    "linear_multiply_adds",
+    "summarize",
+]
 
 
 @dataclass(frozen=True)
@@ -102,3 +112,39 @@ class Summary:
 def linear_multiply_adds(layers: Iterable[Any]) -> int:
     """Per token, over the compiled layers' products."""
     return sum(m.multiply_adds for layer in layers for m in layer.matrices)
+
+
+def _matrix(weights: EncoderWeights, name: str) -> MatrixSummary:
+    w = weights.tensors[f"{name}.weight"]
+    pattern, mask = weights.patterns.get(name), weights.masks.get(name)
+    kept = w.size
+    if pattern is not None and mask is not None:
+        rows_each, cols_each = pattern.group_shape((w.shape[0], w.shape[1]))
+        heights = np.diff(np.append(np.arange(0, w.shape[0], rows_each), w.shape[0]))
+        widths = np.diff(np.append(np.arange(0, w.shape[1], cols_each), w.shape[1]))
+        kept = int((np.outer(heights, widths) * mask).sum())
+    shape = (w.shape[0], w.shape[1])
+    return MatrixSummary(name, shape, str(pattern or "dense"), 1.0 - kept / w.size, 4 * kept)
+
+
+def summarize(weights: EncoderWeights, a: Architecture, layers: Sequence[Any]) -> Summary:
+    """The summary of an encoder; ``layers`` as they were compiled."""
+    names = (a.layer(i) for i in range(a.n_layers))
+    left = a.structure
+    dense = left.n_layers * (4 * a.width * a.width + 2 * a.width * a.inner)
+    return Summary(
+        matrices=tuple(
+            _matrix(weights, name)
+            for n in names
+            for name in (n.query, n.key, n.value, n.output, *n.ffn)
+        ),
+        layers=tuple(
+            LayerSummary(kept.layer, layer.heads, layer.neurons)
+            for kept, layer in zip(left.layers, layers, strict=True)
+        ),
+        dense_layers=LayerSizes(left.n_layers, left.n_heads, left.n_neurons),
+        multiply_adds_per_token=linear_multiply_adds(layers),
+        dense_multiply_adds_per_token=dense,
+        nbytes=sum(m.nbytes for layer in layers for m in layer.matrices),
+        merged_layers=tuple(i for i, layer in enumerate(layers) if layer.merged),
+    )

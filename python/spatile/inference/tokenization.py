@@ -2,13 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from spatile.inference.files import read_json
+from spatile.sparsity import write_atomically
 
-__all__ = ["load_tokenizer", "tokenizer_limit"]
+__all__ = ["TextTokenizer", "copy_tokenizer", "load_tokenizer", "tokenizer_limit"]
+
+_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt",
+    "vocab.json", "merges.txt",
+)  # fmt: skip
+
+
+class TextTokenizer:
+    """A tokenizer that cuts at any length. Thread-safe."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        self._tokenizer = tokenizer
+        self._truncating: dict[int, Any] = {}
+
+    def encode(self, texts: Sequence[str], pairs: Sequence[str] | None, limit: int) -> list[Any]:
+        """``tokenizers``' encodings, special tokens added, of at most ``limit`` tokens.
+
+        Raises ValueError where texts and pairs differ in count, or only special tokens fit.
+        """
+        if isinstance(texts, str):
+            raise TypeError("Encoder: texts is one string, expected a list of them")
+        if pairs is not None and len(pairs) != len(texts):
+            raise ValueError(f"Encoder: pairs has {len(pairs)} entries, expected {len(texts)}")
+        batch = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
+        found: list[Any] = self._cutting_at(limit, pairs is not None).encode_batch(batch)
+        return found
+
+    def _cutting_at(self, limit: int, paired: bool) -> Any:
+        """A copy that cuts at ``limit``: cutting is a state of a tokenizer."""
+        tokenizer = self._tokenizer
+        special = tokenizer.num_special_tokens_to_add(paired)
+        if limit <= special:
+            raise ValueError(
+                f"Encoder: max_tokens is {limit}, expected more than the {special} special tokens"
+            )
+        if limit not in self._truncating:
+            copy = type(tokenizer).from_str(tokenizer.to_str())
+            copy.enable_truncation(limit)
+            self._truncating[limit] = copy
+        return self._truncating[limit]
 
 
 def _whole(folder: Path) -> Any:
@@ -37,8 +80,8 @@ def _byte_level_bpe(folder: Path) -> Any:
     return tokenizer
 
 
-def load_tokenizer(folder: Path) -> Any | None:
-    """The tokenizer of a model folder without padding or truncation, or None where it has none.
+def load_tokenizer(folder: Path) -> TextTokenizer | None:
+    """The tokenizer of a model folder, or None where it has none.
 
     Reads tokenizer.json, or vocab.txt (WordPiece), or vocab.json and merges.txt (byte-level BPE).
     Raises ValueError naming the file where one is damaged.
@@ -59,9 +102,17 @@ def load_tokenizer(folder: Path) -> Any | None:
             break
     else:
         return None
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return tokenizer
+    return TextTokenizer(tokenizer)
+
+
+def copy_tokenizer(source: Path | None, folder: Path) -> None:
+    """Copy the tokenizer's files that are in ``source`` to ``folder``."""
+    if source is None:
+        return
+    for name in _FILES:
+        file = source / name
+        if file.exists() and file.resolve() != (folder / name).resolve():
+            write_atomically(folder / name, file.read_bytes())
 
 
 def tokenizer_limit(folder: Path) -> int | None:
