@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from spatile.cli import main
+from spatile.sweep.configuration import Configuration
 from tests.finetune.conftest import tiny_data, tiny_model  # noqa: F401
 
 GRID = ["--patterns=tile,row", "--sparsity=0.5,0.8", "--methods=none", "--seeds=0,1"]
@@ -21,6 +22,7 @@ SHORT = [
     "--lr=3e-3", "--max-length=64", "--linear=spatile",
 ]  # fmt: skip
 Start = Callable[..., "subprocess.Popen[str]"]
+Key = tuple[str, str, float] | tuple[str, str, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -65,12 +67,12 @@ def start() -> Start:
 
 
 def document(
-    cells: Mapping[tuple[str, str, float], Sequence[str]],
+    cells: Mapping[Key, Sequence[str]],
     *,
     labels: str,
     dense: Sequence[str],
     metric: str = "accuracy",
-    latency: Mapping[tuple[str, str, float], float] | None = None,
+    latency: Mapping[Key, float] | None = None,
 ) -> dict[str, Any]:
     """Rows of a made-up sweep: predictions as digits, one string per seed."""
     from spatile.finetune.metrics import evaluate, majority_floor
@@ -86,25 +88,29 @@ def document(
     rows, dev = [], {"labels": labels}
     for seed, predictions in enumerate(dense):
         dev[f"dense seed {seed}"] = predictions
-    for (pattern, method, sparsity), seeds in cells.items():
-        ms = None if latency is None else latency[pattern, method, sparsity]
+    for key, seeds in cells.items():
+        ms = None if latency is None else latency[key]
+        configuration = Configuration(*key)
+        # As if every layer did as much: tokens and heads are shares of the operations.
+        share = (1 - configuration.sparsity) * configuration.keep_tokens * configuration.keep_heads
         for seed, predictions in enumerate(seeds):
-            dev[f"{pattern} {method} {sparsity:g} seed {seed}"] = predictions
+            dev[configuration.with_seed(seed)] = predictions
             rows.append(
                 {
-                    "task": "made-up", "pattern": pattern, "method": method,
-                    "sparsity": sparsity, "seed": seed, "metric": metric,
+                    "task": "made-up", **configuration._asdict(), "seed": seed, "metric": metric,
+                    "multiply_adds": 1e6 * share, "dense_multiply_adds": 1e6,
                     "value": score(predictions), "dense": score(dense[seed]),
                     "latency_ms": ms, "dense_latency_ms": 2.0, "torch_latency_ms": 4.0,
                     "latency_min_ms": ms, "dense_latency_min_ms": 2.0,
                     "torch_latency_min_ms": 4.0, "pruned": None, "floor": floor,
-                    "achieved": sparsity, "dev_rows": len(labels), "threads": 1, "seconds": 1.0,
+                    "achieved": configuration.sparsity, "dev_rows": len(labels),
+                    "threads": 1, "seconds": 1.0,
                 }
             )  # fmt: skip
     return {
         "task": "made-up", "metrics": [metric], "kind": "classification", "positive": 1,
         "majority": int(y.sum() * 2 > len(y)), "model": "small", "command": "spatile sweep",
         "seconds": 75.0, "machine": {}, "train_rows": len(labels),
-        "seeds": list(range(len(dense))), "methods": {m: {} for _, m, _ in cells},
+        "seeds": list(range(len(dense))), "methods": {key[1]: {} for key in cells},
         "floor": {metric: floor}, "rows": rows, "dev": dev,
     }  # fmt: skip

@@ -13,7 +13,8 @@ import pytest
 from spatile.cli import main
 from spatile.cli import sweep as command
 from spatile.sweep import Cell, Spec
-from spatile.sweep.parsing import METHODS, read_methods, read_seeds, read_sparsities
+from spatile.sweep.configuration import Configuration
+from spatile.sweep.parsing import METHODS, read_kept, read_methods, read_seeds, read_sparsities
 
 
 def make(model: Path, **changes: Any) -> Spec:
@@ -92,6 +93,12 @@ def test_seeds_are_whole_numbers() -> None:
         read_seeds("0.5")
 
 
+@pytest.mark.parametrize("text", ["", "half", "0", "1.1", "nan", "0.5,-1"])
+def test_other_spellings_of_what_is_kept_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="sweep: keep_tokens is"):
+        read_kept("keep_tokens", text)
+
+
 # ---- what a grid may be
 
 
@@ -111,10 +118,21 @@ def test_seeds_are_whole_numbers() -> None:
         ({"methods": {"x": {"seed": 3}}}, "method 'x' has 'seed', which the sweep itself decides"),
         ({"methods": {"x": {"dev_rows": 9}}}, "method 'x' has 'dev_rows'"),
         ({"methods": {"x": {"epochs_dense": 1.0}}}, "method 'x' has 'epochs_dense'"),
-        ({"methods": {"x": {"epochs_reweighted": 0, "epochs_retrain": 0}}}, "'x' has no epoch"),
+        (
+            {"methods": {"x": {"epochs_reweighted": 0, "epochs_retrain": 0}}},
+            "expected 0 with method 'x'",
+        ),
         ({"methods": {"x": {"precompute": True}}}, "tile x 0.5 seed 0: precompute is True"),
         ({"settings": {"pattern": "row"}}, "settings has 'pattern'"),
         ({"settings": {"epochs_dense": 0.0}}, "epochs_dense is 0, expected a dense stage"),
+        ({"settings": {"keep_tokens": 0.5}}, "settings has 'keep_tokens'"),
+        ({"keep_tokens": (1.5,)}, "tile default 0.5 tokens 1.5 seed 0: keep_tokens is 1.5"),
+        ({"keep_heads": ()}, "keep_heads is empty"),
+        ({"keep_heads": (0.5, 0.5)}, "keep_heads has 0.5 twice"),
+        (
+            {"methods": {"as-is": METHODS["as-is"]}},
+            "sparsity is 0.5, expected 0 with method 'as-is'",
+        ),
     ],
     ids=str,
 )
@@ -133,9 +151,36 @@ def test_cells_start_from_the_dense_model_and_train_what_follows(tiny_model: Pat
     assert (dense.seed, dense.epochs_dense, dense.lr) == (4, 2.0, 1e-3)
     assert (dense.sparsity, dense.epochs_reweighted, dense.epochs_retrain) == (0.0, 0.0, 0.0)
     assert (dense.saliency, dense.distill) == ("magnitude", 0.0)
-    cell = spec.cell_settings(Cell("tile", "slow", 0.5, 4), tiny_model)
+    cell = spec.cell_settings(Cell(Configuration("tile", "slow", 0.5), 4), tiny_model)
     assert (cell.model, cell.epochs_dense, cell.seed) == (str(tiny_model.resolve()), 0.0, 4)
     assert (cell.lr, cell.saliency, cell.distill) == (1e-5, "second-order", 0.5)
+
+
+def test_cells_keep_tokens_and_heads(tiny_model: Path) -> None:
+    spec = make(
+        tiny_model,
+        sparsities=(0.0,),
+        methods={"as-is": METHODS["as-is"], "default": {}},
+        keep_tokens=(1.0, 0.5),
+        keep_heads=(1.0, 0.75),
+    )
+    cells = spec.cells()
+    assert [c.name for c in cells[:4]] == [
+        "tile as-is 0 seed 0",
+        "tile as-is 0 heads 0.75 seed 0",
+        "tile as-is 0 tokens 0.5 seed 0",
+        "tile as-is 0 tokens 0.5 heads 0.75 seed 0",
+    ]
+    assert [spec.trains(c) for c in cells] == [False] * 4 + [True] * 4
+    found = [spec.cell_settings(c, tiny_model) for c in cells[4:]]
+    assert [(s.keep_tokens, s.keep_heads) for s in found] == [
+        (None, None),
+        (None, 0.75),
+        (0.5, None),
+        (0.5, 0.75),
+    ]
+    dense = spec.dense_settings(0)
+    assert (dense.keep_tokens, dense.keep_heads) == (None, None)
 
 
 def test_all_seeds_see_the_same_rows(tiny_model: Path) -> None:
@@ -148,14 +193,19 @@ def test_all_seeds_see_the_same_rows(tiny_model: Path) -> None:
 
 
 def test_a_grid_grows_by_what_can_be_compared(tiny_model: Path) -> None:
-    first = make(tiny_model)
+    first = make(tiny_model, keep_tokens=(0.5,))
     second = make(
-        tiny_model, patterns=("row",), sparsities=(0.3,), methods={"none": {"strength": 0.0}}
+        tiny_model,
+        patterns=("row",),
+        sparsities=(0.3,),
+        methods={"none": {"strength": 0.0}},
+        keep_tokens=(0.7, 0.5),
     )
     both = first.extended(second)
     assert both.patterns == ("tile", "row")
     assert both.sparsities == (0.3, 0.5)
     assert list(both.methods) == ["default", "none"]
+    assert (both.keep_tokens, both.keep_heads) == ((0.7, 0.5), (1.0,))
 
 
 @pytest.mark.parametrize(
@@ -183,6 +233,8 @@ def test_the_command_of_a_grid_makes_the_grid_again(tiny_model: Path) -> None:
         sparsities=(0.3, 0.75),
         methods={"none": METHODS["none"], "long": {"epochs_retrain": 6.5, "sparse": False}},
         seeds=(0, 3),
+        keep_tokens=(1.0, 0.35),
+        keep_heads=(0.75,),
         settings={"lr": 3e-5, "bf16": True, "strength": "auto", "train_rows": 40},
         task="mrpc",
     )
@@ -208,6 +260,8 @@ def test_the_command_of_a_grid_makes_the_grid_again(tiny_model: Path) -> None:
         ["--model={model}", "--data=d", "--sparsity=.5", "--methods=magic", "--out=o"],
         ["--model={model}", "--data=d", "--sparsity=.5", "--seeds=x", "--out=o"],
         ["--model={model}", "--data=d", "--sparsity=.5", "--jobs=0", "--out=o"],
+        ["--model={model}", "--data=d", "--keep-tokens=0", "--out=o"],
+        ["--model={model}", "--data=d", "--sparsity=.5", "--methods=as-is", "--out=o"],
         ["--model={model}", "--data=d", "--sparsity=.5", "--lr=-1", "--out=o"],
         ["--tables", "rows.json", "--model=m", "--out=o"],
     ],

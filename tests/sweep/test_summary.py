@@ -122,7 +122,7 @@ def test_regression_is_scored_by_correlation() -> None:
 
 def test_methods_are_compared_with_the_first() -> None:
     (found,) = compare_methods(two_seeds())
-    assert (found.method, found.other, found.pattern, found.sparsity) == ("b", "a", "tile", 0.5)
+    assert (found.configuration, found.other) == (("tile", "b", 0.5, 1.0, 1.0), "a")
     assert found.difference.value == pytest.approx(0.06)
     assert found.difference.low < 0.06 < found.difference.high
 
@@ -154,6 +154,69 @@ def test_a_speedup_holds_in_medians_and_in_minima() -> None:
     )
     rows["rows"][0]["latency_min_ms"] = 1.6
     assert summarize(rows)[0].speedup == pytest.approx(1.25)
+
+
+# ---- tokens and heads
+
+
+def kept() -> dict[str, Any]:
+    return document(
+        {
+            ("tile", "as-is", 0.0, 1.0, 1.0): [noisy(10, 0)],
+            ("tile", "as-is", 0.0, 0.5, 1.0): [noisy(14, 2)],
+            ("tile", "as-is", 0.0, 0.5, 0.75): [noisy(20, 3)],
+            ("tile", "default", 0.0, 0.5, 1.0): [noisy(11, 4)],
+        },
+        labels=LABELS,
+        dense=[noisy(10, 0)],
+    )
+
+
+def test_what_is_kept_tells_configurations_apart() -> None:
+    whole, half, fewer, trained = summarize(kept())
+    assert [s.operations for s in (whole, half, fewer, trained)] == [1.0, 0.5, 0.375, 0.5]
+    assert (whole.loss.value, whole.loss.low, whole.loss.high) == (0.0, 0.0, 0.0)
+    assert half.loss.value == pytest.approx(0.04)
+    assert fewer.configuration.name == "tile as-is 0 tokens 0.5 heads 0.75"
+    (compared,) = compare_methods(kept())
+    assert compared.configuration == trained.configuration
+    assert compared.difference.value == pytest.approx(0.03)
+
+
+def test_what_is_kept_has_a_table_of_its_own_and_no_break_even() -> None:
+    rows = kept()
+    for row in rows["rows"]:
+        row["latency_ms"] = row["latency_min_ms"] = 1.0
+    grid, trained, every, methods = tables_of(rows)
+    assert grid.heads == ("heads \\ tokens", "100 %", "50 %")
+    assert grid.rows == (("100 %", "90.0 (0.0)", "86.0 (−4.0)"), ("75 %", "", "80.0 (−10.0)"))
+    assert trained.rows == (("100 %", "89.0 (−1.0)"),)
+    assert every.heads[:4] == ("tokens", "heads", "method", "accuracy")
+    assert [row[every.heads.index("operations, dense / this")] for row in every.rows] == [
+        "1.00×", "2.00×", "2.67×", "2.00×",
+    ]  # fmt: skip
+    assert methods.heads[:3] == ("tokens", "heads", "methods")
+    assert methods.rows[0][:3] == ("50 %", "100 %", "default − as-is")
+
+
+def test_what_is_kept_is_drawn_over_operations() -> None:
+    from spatile.sweep.plots import plots_of
+
+    ((name, _, svg),) = plots_of(kept())
+    assert name == "operations"
+    for words in ("majority class", ">dense<", "heads 75 %, as-is", "heads 100 %, default"):
+        assert words in svg
+
+
+def test_rows_of_an_earlier_version_keep_everything(tmp_path: Path) -> None:
+    rows = two_seeds()
+    for row in rows["rows"]:
+        for name in ("keep_tokens", "keep_heads", "multiply_adds", "dense_multiply_adds"):
+            del row[name]
+    write_rows(rows, tmp_path)
+    found = summarize(read_rows(tmp_path))
+    assert {s.configuration[3:] for s in found} == {(1.0, 1.0)}
+    assert {s.operations for s in found} == {None}
 
 
 # ---- rows that don't fit together

@@ -16,10 +16,15 @@ _EXAMPLES = """\
 spatile sweep --model minilm --data data/qa --sparsity 0.3,0.5,0.7 --seeds 0,1,2 --out SWEEP
 spatile sweep --model ./bert --data ./mrpc --patterns tile,row,column --sparsity 0.3:0.9:0.2 \\
     --methods default,none,long=epochs_retrain:6;lr:3e-5 --seeds 0,1,2 --jobs 2 --out SWEEP
+spatile sweep --model minilm --data ./cola --keep-tokens 1,0.7,0.5 --keep-heads 1,0.75 \\
+    --methods as-is,default --seeds 0,1,2 --out SWEEP
 spatile sweep --resume --out SWEEP
 spatile sweep --tables docs/results/*.json --out docs/results.md"""
 
-_GRID = ("model", "data", "patterns", "sparsity", "methods", "seeds", "task", "latency_threads")
+_GRID = (
+    *("model", "data", "patterns", "sparsity", "keep_tokens", "keep_heads", "methods", "seeds"),
+    *("task", "latency_threads"),
+)
 _OWN = (*_GRID, "run", "debug", "out", "resume", "jobs", "threads", "timing_rounds", "keep")
 _OWN_TOO = ("json", "quiet", "tables", "preset", "dense")
 
@@ -70,11 +75,17 @@ def _grid(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--data", metavar="DIR|NAME", help="as in finetune")
     group.add_argument("--patterns", metavar="P,P…", help="tile (default), row, attention-aware, …")
     group.add_argument("--sparsity", metavar="S,S…", help="0.3,0.5 or 0.3:0.9:0.1")
+    for unit in ("tokens", "heads"):
+        group.add_argument(
+            f"--keep-{unit}",
+            metavar="K,K…",
+            help=f"{unit} kept, on average over the layers: 1,0.7,0.5 (default 1)",
+        )
     group.add_argument(
         "--methods",
         metavar="M,M…",
-        help="default, reweighted, gradient, none (without its penalty), NAME=setting:value;…, or "
-        "a JSON file {NAME: {setting: value}}",
+        help="default, reweighted, gradient, none (without its penalty), as-is (not trained), "
+        "NAME=setting:value;…, or a JSON file {NAME: {setting: value}}",
     )
     group.add_argument("--seeds", metavar="N,N…", help="a dense model each (default 0)")
     group.add_argument("--task", help="the task's name, which decides GLUE's metric (the folder's)")
@@ -182,7 +193,7 @@ def _spec(given: argparse.Namespace) -> Any:
     """The grid that was asked for; None where a sweep is to go on as it was."""
     from spatile.finetune.settings import PRESETS
     from spatile.sweep.folder import SweepFolder
-    from spatile.sweep.parsing import read_methods, read_seeds, read_sparsities
+    from spatile.sweep.parsing import read_kept, read_methods, read_seeds, read_sparsities
     from spatile.sweep.spec import Spec
 
     values = vars(given)
@@ -196,6 +207,8 @@ def _spec(given: argparse.Namespace) -> Any:
     before: dict[str, Any] = {}
     if given.resume:
         before = SweepFolder.open(given.out).spec.to_dict()
+    if not before and {"keep_tokens", "keep_heads"} & asked.keys():
+        asked.setdefault("sparsity", "0")
     for name in ("model", "data", "sparsity"):
         if name not in asked and not before:
             raise UsageError(f"sweep: --{name} is missing")
@@ -212,6 +225,9 @@ def _spec(given: argparse.Namespace) -> Any:
             wanted["patterns"] = tuple(asked["patterns"].split(","))
         if "sparsity" in asked:
             wanted["sparsities"] = read_sparsities(asked["sparsity"])
+        for name in ("keep_tokens", "keep_heads"):
+            if name in asked:
+                wanted[name] = read_kept(name, asked[name])
         if "methods" in asked:
             wanted["methods"] = read_methods(asked["methods"])
         if "seeds" in asked:

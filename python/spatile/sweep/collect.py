@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from spatile.finetune.data.task import Task
 from spatile.finetune.dense_start import glue_metrics
@@ -22,14 +23,33 @@ __all__ = ["collect", "result_of"]
 _SAME = 1e-3
 
 
-def result_of(folder: SweepFolder, cell: Cell, task: Task) -> dict[str, Any]:
-    """What a cell's run came to.
+def result_of(folder: SweepFolder, cell: Cell, task: Task, found: dict[str, Any]) -> dict[str, Any]:
+    """What a cell came to, of whose packed model the worker ``found`` what it scores and costs.
 
-    Raises RuntimeError where the run did not start from its seed's dense model.
+    Raises RuntimeError where a run did not start from its seed's dense model.
     """
+    dense_run = RunFolder.open(folder.dense(cell.seed))
+    dense_scores = dense_run.state["evaluations"]["dense"]["scores"]
+    result = {
+        "cell": cell.name,
+        "metrics": {
+            name: {"value": value, "dense": dense_scores[name]["value"], "pruned": None}
+            for name, value in found["metrics"].items()
+        },
+        "achieved": 0.0,
+        **{key: found[key] for key in ("multiply_adds", "seconds", "predictions")},
+    }
+    if folder.spec.trains(cell):
+        result |= _of_run(folder, cell, task, dense_run.logits("dense"))
+    return result
+
+
+def _of_run(
+    folder: SweepFolder, cell: Cell, task: Task, dense: NDArray[np.float32]
+) -> dict[str, Any]:
+    """What the run that trained a cell's model says of it."""
     run = RunFolder.open(folder.run(cell))
     report = read_report(run.path)
-    dense = RunFolder.open(folder.dense(cell.seed)).logits("dense")
     apart = float(np.abs(run.logits("dense") - dense).max())
     if not apart <= _SAME:
         raise RuntimeError(
@@ -39,7 +59,6 @@ def result_of(folder: SweepFolder, cell: Cell, task: Task) -> dict[str, Any]:
     evaluations = run.state["evaluations"]
     after = evaluations.get("pruned", {}).get("scores", {})
     return {
-        "cell": cell.name,
         "metrics": {
             name: {
                 "value": score["value"],
@@ -49,7 +68,6 @@ def result_of(folder: SweepFolder, cell: Cell, task: Task) -> dict[str, Any]:
             for name, score in evaluations["retrained"]["scores"].items()
         },
         "achieved": report["summary"]["packed"]["sparsity"],
-        "multiply_adds": report["multiply_adds"],
         "seconds": round(sum(e["seconds"] or 0.0 for e in evaluations.values()), 1),
         "predictions": predictions(task, run.logits("retrained")),
     }
@@ -134,9 +152,7 @@ def _row(
 
     return {
         "task": task,
-        "pattern": cell.pattern,
-        "method": cell.method,
-        "sparsity": cell.sparsity,
+        **cell.configuration._asdict(),
         "seed": cell.seed,
         "metric": metric,
         "value": result["metrics"][metric]["value"],
@@ -147,6 +163,8 @@ def _row(
         "latency_min_ms": of("spatile packed", "min"),
         "dense_latency_min_ms": of("spatile dense", "min"),
         "torch_latency_min_ms": of("torch dense", "min"),
+        "multiply_adds": result["multiply_adds"]["packed"],
+        "dense_multiply_adds": result["multiply_adds"]["dense"],
         "pruned": result["metrics"][metric]["pruned"],
         "floor": floor,
         "achieved": result["achieved"],

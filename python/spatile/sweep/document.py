@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from spatile.sparsity import write_atomically
+from spatile.sweep.plots import plot_names, plots_of
 from spatile.sweep.rows import read_rows
 from spatile.sweep.tables import duration, markdown, metric_name, tables_of
 
@@ -68,8 +69,7 @@ def _section(document: Mapping[str, Any], file: Path, target: Path) -> str:
         *_methods(document["methods"]),
         *(f"{markdown(table)}" for table in tables_of(document)),
     ]
-    timed = any(row["latency_ms"] is not None for row in document["rows"])
-    for name in ("sparsity", "latency") if timed else ("sparsity",):
+    for name in plot_names(document):
         plot = _plot_file(file, name)
         lines += [f"![{metric} over {name}]({_link(plot, target)})", ""]
     return "\n".join(lines).rstrip() + "\n"
@@ -98,8 +98,6 @@ def _methods(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def _plots(document: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    from spatile.sweep.plots import plots_of
-
     try:
         return plots_of(document)
     except ModuleNotFoundError:

@@ -126,7 +126,7 @@ class SweepFolder:
 
     def timed(self, cell: Cell) -> Cell:
         """The cell of the same configuration whose packed model is the one that is timed."""
-        return Cell(cell.pattern, cell.method, cell.sparsity, self.spec.seeds[0])
+        return Cell(cell.configuration, self.spec.seeds[0])
 
     def write_result(self, cell: Cell, result: dict[str, Any]) -> None:
         """Note that a cell is finished."""

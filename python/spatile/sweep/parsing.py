@@ -8,7 +8,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-__all__ = ["METHODS", "read_methods", "read_seeds", "read_sparsities"]
+from spatile.sweep.configuration import AS_IS
+
+__all__ = ["METHODS", "read_kept", "read_methods", "read_seeds", "read_sparsities"]
 
 _PUBLISHED: dict[str, Any] = {
     "saliency": "magnitude",
@@ -22,9 +24,11 @@ _PUBLISHED: dict[str, Any] = {
 }
 
 #: Methods that need no spelling out: what they change of the settings of ``spatile finetune``.
-#: E.T.'s stages with the lasso as a proximal step and as a gradient, and without the lasso.
+#: E.T.'s stages with the lasso as a proximal step and as a gradient, and without the lasso; and no
+#: training at all after the dense stage.
 METHODS: dict[str, dict[str, Any]] = {
     "default": {},
+    "as-is": dict(AS_IS),
     "reweighted": {**_PUBLISHED, "method": "proximal"},
     "gradient": {**_PUBLISHED, "method": "gradient"},
     "none": {**_PUBLISHED, "strength": 0.0},
@@ -74,6 +78,23 @@ def read_seeds(text: str) -> tuple[int, ...]:
         raise ValueError(
             f"sweep: seeds is {text!r}, expected whole numbers, separated by commas"
         ) from None
+
+
+def read_kept(name: str, text: str) -> tuple[float, ...]:
+    """Shares of tokens or heads from a list, the largest first.
+
+    >>> read_kept("keep_tokens", "0.5,1")
+    (1.0, 0.5)
+    """
+    try:
+        found = {float(part) for part in text.split(",")}
+    except ValueError:
+        found = {math.nan}
+    if not all(0.0 < share <= 1.0 for share in found):
+        raise ValueError(
+            f"sweep: {name} is {text!r}, expected fractions in (0, 1], separated by commas"
+        )
+    return tuple(sorted(found, reverse=True))
 
 
 def read_methods(text: str) -> dict[str, dict[str, Any]]:

@@ -9,39 +9,40 @@ from spatile.report.plots import COLOURS, new_figure, svg_of
 from spatile.sweep.summary import Summary, summarize
 from spatile.sweep.tables import metric_name
 
-__all__ = ["plots_of"]
+__all__ = ["plot_names", "plots_of"]
 
 _LINES = ("-", "--", "-.", ":")
 _MARKS = "osD^v"
 
 
+def plot_names(document: Mapping[str, Any]) -> tuple[str, ...]:
+    """What the metric is drawn against."""
+    rows = document["rows"]
+    kept = any((row["keep_tokens"], row["keep_heads"]) != (1.0, 1.0) for row in rows)
+    timed = any(row["latency_ms"] is not None for row in rows)
+    if not rows:
+        return ()
+    return ("operations" if kept else "sparsity", *(("latency",) if timed else ()))
+
+
 def plots_of(document: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """(name, caption, SVG): the metric against sparsity and, where timed, against time.
+    """(name, caption, SVG): the metric against sparsity or operations and, where timed, time.
 
     The majority class's score and the dense models' mean are lines in each. Raises
     ModuleNotFoundError without matplotlib.
     """
     found = summarize(document)
-    if not found:
-        return []
     metric = metric_name(document["metrics"][0])
     lines = "dashed the dense models, dotted the majority class"
-    plots = [
-        (
-            "sparsity",
-            f"{metric} in points at sparsity, with 95 % intervals; {lines}",
-            _against_sparsity(document, found),
-        )
+    drawn = {
+        "sparsity": ("at sparsity, with 95 % intervals", _against_sparsity),
+        "operations": ("over operations, with 95 % intervals", _against_operations),
+        "latency": ("over milliseconds per example", _against_time),
+    }
+    return [
+        (name, f"{metric} in points {drawn[name][0]}; {lines}", drawn[name][1](document, found))
+        for name in plot_names(document)
     ]
-    if any(s.latency_ms is not None for s in found):
-        plots.append(
-            (
-                "latency",
-                f"{metric} in points over milliseconds per example; {lines}",
-                _against_time(document, found),
-            )
-        )
-    return plots
 
 
 def _against_sparsity(document: Mapping[str, Any], found: list[Summary]) -> str:
@@ -52,13 +53,45 @@ def _against_sparsity(document: Mapping[str, Any], found: list[Summary]) -> str:
     for i, (label, style, points) in enumerate(groups):
         # A little apart, so that intervals at the same sparsity don't cover each other.
         x = [100 * s.sparsity + step * (i - (len(groups) - 1) / 2) for s in points]
-        y = [100 * s.mean.value for s in points]
-        below = [100 * (s.mean.value - s.mean.low) for s in points]
-        above = [100 * (s.mean.high - s.mean.value) for s in points]
-        axes.errorbar(x, y, yerr=(below, above), capsize=2, elinewidth=0.8, label=label, **style)
+        _with_intervals(axes, x, points, label, style)
     _levels(axes, document, found)
     axes.set_xlabel("% of the encoder's weights pruned")
     return svg_of(figure)
+
+
+def _against_operations(document: Mapping[str, Any], found: list[Summary]) -> str:
+    figure = new_figure(8.0, 4.2)
+    axes = figure.subplots()
+    for label, style, points in _groups([s for s in found if s.operations is not None]):
+        points = sorted(points, key=_share)
+        _with_intervals(axes, [100 * _share(s) for s in points], points, label, style)
+        for s in points:
+            _annotate(axes, s, 100 * _share(s))
+    _levels(axes, document, found)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("% of the dense model's multiply-adds (numbers: % of tokens kept)")
+    return svg_of(figure)
+
+
+def _share(s: Summary) -> float:
+    assert s.operations is not None
+    return s.operations
+
+
+def _with_intervals(
+    axes: Any, x: list[float], points: list[Summary], label: str, style: dict[str, Any]
+) -> None:
+    y = [100 * s.mean.value for s in points]
+    below = [100 * (s.mean.value - s.mean.low) for s in points]
+    above = [100 * (s.mean.high - s.mean.value) for s in points]
+    axes.errorbar(x, y, yerr=(below, above), capsize=2, elinewidth=0.8, label=label, **style)
+
+
+def _annotate(axes: Any, s: Summary, x: float) -> None:
+    kept = s.configuration.keep_tokens
+    shown = f"{100 * s.sparsity:g}" if s.sparsity > 0 and kept == 1 else f"{100 * kept:g}"
+    where = {"xytext": (3, 3), "textcoords": "offset points", "fontsize": 7}
+    axes.annotate(shown, (x, 100 * s.mean.value), **where)
 
 
 def _against_time(document: Mapping[str, Any], found: list[Summary]) -> str:
@@ -66,35 +99,32 @@ def _against_time(document: Mapping[str, Any], found: list[Summary]) -> str:
     axes = figure.subplots()
     timed = [s for s in found if s.latency_ms is not None]
     for label, style, points in _groups(timed):
-        x, y = [s.latency_ms for s in points], [100 * s.mean.value for s in points]
+        x = [s.latency_ms for s in points if s.latency_ms is not None]
+        y = [100 * s.mean.value for s in points]
         axes.plot(x, y, label=label, **style)
-        for s in points:
-            axes.annotate(
-                f"{100 * s.sparsity:g}",
-                (s.latency_ms, 100 * s.mean.value),
-                xytext=(3, 3),
-                textcoords="offset points",
-                fontsize=7,
-            )
+        for s, at in zip(points, x, strict=True):
+            _annotate(axes, s, at)
     dense = [s.dense_latency_ms for s in timed if s.dense_latency_ms is not None]
     if dense:
         middle = sorted(dense)[len(dense) // 2]
         axes.axvline(middle, color="#777777", linewidth=0.8, linestyle="-.", label="dense, time")
     _levels(axes, document, found)
-    axes.set_xlabel("milliseconds per example, one at a time (numbers: % pruned)")
+    kept = any(s.configuration.keep_tokens < 1 for s in timed)
+    numbers = "% of tokens kept" if kept else "% pruned"
+    axes.set_xlabel(f"milliseconds per example, one at a time (numbers: {numbers})")
     return svg_of(figure)
 
 
 def _groups(found: list[Summary]) -> Iterator[tuple[str, dict[str, Any], list[Summary]]]:
-    """A line per pattern and method: the pattern gives the colour, the method the dashes."""
-    patterns = list(dict.fromkeys(s.pattern for s in found))
+    """A line per pattern (or share of heads) and method: colours for the first, dashes for it."""
+    lines = list(dict.fromkeys(_line(s) for s in found))
     methods = list(dict.fromkeys(s.method for s in found))
-    for pattern in patterns:
+    for line in lines:
         for method in methods:
-            points = [s for s in found if (s.pattern, s.method) == (pattern, method)]
+            points = [s for s in found if (_line(s), s.method) == (line, method)]
             if not points:
                 continue
-            i, j = patterns.index(pattern), methods.index(method)
+            i, j = lines.index(line), methods.index(method)
             style = {
                 "color": COLOURS[i % len(COLOURS)],
                 "linestyle": _LINES[j % len(_LINES)],
@@ -102,8 +132,17 @@ def _groups(found: list[Summary]) -> Iterator[tuple[str, dict[str, Any], list[Su
                 "markersize": 4,
                 "linewidth": 1.2,
             }
-            label = pattern if len(methods) == 1 else f"{pattern}, {method}"
+            label = line if len(methods) == 1 else f"{line}, {method}"
             yield label, style, sorted(points, key=lambda s: s.sparsity)
+
+
+def _line(s: Summary) -> str:
+    """Points of one line differ in sparsity, or in the tokens kept."""
+    c = s.configuration
+    if (c.keep_tokens, c.keep_heads) == (1.0, 1.0) and c.sparsity > 0:
+        return c.pattern
+    tiles = f", {c.pattern} {100 * c.sparsity:g} %" if c.sparsity > 0 else ""
+    return f"heads {100 * c.keep_heads:g} %{tiles}"
 
 
 def _levels(axes: Any, document: Mapping[str, Any], found: list[Summary]) -> None:

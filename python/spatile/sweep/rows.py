@@ -4,10 +4,11 @@ A document has ``rows``, one per cell and metric: ``task``, ``pattern``, ``metho
 ``seed``, ``metric``, ``value``, ``dense`` (the same metric of the same seed's dense model),
 ``latency_ms`` and ``dense_latency_ms`` (median milliseconds per example in batches of one, text in,
 logits out, by spatile; null where not timed), and further ``torch_latency_ms``, the three's minima
-``…_min_ms``, ``pruned`` (the metric straight after pruning), ``floor`` (that of the majority
-class), ``achieved`` (the share of the encoder's weights that is gone), ``dev_rows``, ``threads``
-(of the timing) and ``seconds`` (of training and evaluating). A configuration is timed once, with
-the first seed's model.
+``…_min_ms``, ``keep_tokens`` and ``keep_heads`` (averages over the layers), ``multiply_adds`` and
+``dense_multiply_adds`` (per dev row, as counted by the engine), ``pruned`` (the metric straight
+after pruning), ``floor`` (that of the majority class), ``achieved`` (the share of the encoder's
+weights that is gone), ``dev_rows``, ``threads`` (of the timing) and ``seconds`` (of training and
+evaluating). A configuration is timed once, with the first seed's model.
 
 ``dev`` holds what the intervals are made from: labels and predicted classes, each a string with
 one digit per dev row. Dev rows stand sorted by label and shuffled within it, so that the document
@@ -29,6 +30,7 @@ from numpy.typing import NDArray
 from spatile.finetune.data.task import Task
 from spatile.finetune.tasks import predictions_of
 from spatile.sparsity import write_atomically
+from spatile.sweep.configuration import Configuration
 
 __all__ = ["COLUMNS", "decode", "dev_order", "encode", "read_rows", "write_rows"]
 
@@ -37,10 +39,14 @@ _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 #: Keys of a row, in the order of the CSV file.
 COLUMNS = (
-    "task", "pattern", "method", "sparsity", "seed", "metric", "value", "dense", "latency_ms",
-    "dense_latency_ms", "torch_latency_ms", "latency_min_ms", "dense_latency_min_ms",
-    "torch_latency_min_ms", "pruned", "floor", "achieved", "dev_rows", "threads", "seconds",
+    "task", "pattern", "method", "sparsity", "keep_tokens", "keep_heads", "seed", "metric", "value",
+    "dense", "latency_ms", "dense_latency_ms", "torch_latency_ms", "latency_min_ms",
+    "dense_latency_min_ms", "torch_latency_min_ms", "multiply_adds", "dense_multiply_adds",
+    "pruned", "floor", "achieved", "dev_rows", "threads", "seconds",
 )  # fmt: skip
+
+# Documents of earlier versions lack these.
+_ADDED = {"keep_tokens": 1.0, "keep_heads": 1.0, "multiply_adds": None, "dense_multiply_adds": None}
 
 _KEYS = (
     "task", "metrics", "kind", "positive", "majority", "command", "seconds", "machine", "seeds",
@@ -137,6 +143,7 @@ def read_rows(path: str | os.PathLike[str]) -> dict[str, Any]:
     for key in _KEYS:
         if key not in document:
             raise ValueError(f"{file}: {key!r} is missing")
+    document["rows"] = [{**_ADDED, **row} for row in document["rows"]]
     _check_rows(document, file)
     return document
 
@@ -152,6 +159,6 @@ def _check_rows(document: dict[str, Any], file: Path) -> None:
             raise ValueError(f"{file}: row {i} has no {missing[0]!r}")
         if row["dev_rows"] != count:
             raise ValueError(
-                f"{file}: row {i} ({row['pattern']} {row['method']} {row['sparsity']:g} seed "
-                f"{row['seed']}) has {row['dev_rows']} dev rows, expected {count}"
+                f"{file}: row {i} ({Configuration.of_row(row).with_seed(row['seed'])}) has "
+                f"{row['dev_rows']} dev rows, expected {count}"
             )

@@ -198,7 +198,8 @@ class _Sweep:
 
         def finished(result: Any) -> None:
             self._dense_done(seed, jobs, threads)
-            self._ended(name, self._folder.dense(seed))
+            scores = read_report(self._folder.dense(seed))["scores"]["retrained"]
+            self._ended(name, {metric: score["value"] for metric, score in scores.items()})
             self.write()
 
         return Job(name, _message(settings, self._folder.dense(seed), threads), finished)
@@ -211,18 +212,23 @@ class _Sweep:
 
     def _cell_job(self, cell: Cell, threads: int) -> Job:
         folder = self._folder
-        settings = folder.spec.cell_settings(cell, folder.dense_checkpoint(cell.seed))
+        dense = folder.dense_checkpoint(cell.seed)
+        settings = folder.spec.cell_settings(cell, dense)
         self._steps[cell.name] = self._step_count(settings)
 
-        def finished(result: Any) -> None:
-            folder.write_result(cell, result_of(folder, cell, self._task))
+        def finished(found: dict[str, Any]) -> None:
+            result = result_of(folder, cell, self._task, found)
+            folder.write_result(cell, result)
             if not self._keep:
                 folder.tidy(cell)
-            self._ended(cell.name, folder.run(cell))
+            self._ended(cell.name, {m: s["value"] for m, s in result["metrics"].items()})
             self.write()
 
+        message = _message(settings, folder.run(cell), threads)
+        if not folder.spec.trains(cell):
+            message |= {"kind": "evaluate", "dense": str(dense)}
         ready: Callable[[], bool] = lambda: folder.has_dense(cell.seed)  # noqa: E731
-        return Job(cell.name, _message(settings, folder.run(cell), threads), finished, ready)
+        return Job(cell.name, message, finished, ready)
 
     def _timing_job(self, cell: Cell, rounds: int) -> Job:
         folder = self._folder
@@ -243,7 +249,7 @@ class _Sweep:
                 folder.tidy(cell)
             times = timing["milliseconds"]
             self._progress.say(
-                f"{cell.pattern} {cell.method} {cell.sparsity:g}: "
+                f"{cell.configuration.name}: "
                 + ", ".join(f"{name} {t['median']:.2f} ms" for name, t in times.items())
             )
             self._progress.advance()
@@ -263,14 +269,13 @@ class _Sweep:
             self._steps[job.name] -= 1
             self._progress.advance()
 
-    def _ended(self, name: str, run: Path) -> None:
+    def _ended(self, name: str, values: dict[str, float | None]) -> None:
         # A run that was resumed has taken some of its steps before.
         for _ in range(self._steps.pop(name, 0)):
             self._progress.advance()
-        scores = read_report(run)["scores"]["retrained"]
         shown = ", ".join(
-            f"{m} {'undefined' if s['value'] is None else format(s['value'], '.3f')}"
-            for m, s in scores.items()
+            f"{metric} {'undefined' if value is None else format(value, '.3f')}"
+            for metric, value in values.items()
         )
         self._progress.say(f"{name}: {shown}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shlex
 from collections.abc import Mapping
@@ -12,11 +13,14 @@ from spatile.finetune.dense_start import DENSE_FIELDS, dense_only, from_dense
 from spatile.finetune.settings import Settings
 from spatile.finetune.weights import resolve_model
 from spatile.patterns import as_pattern
+from spatile.sweep.configuration import Configuration
 
 __all__ = ["GRID_FIELDS", "Cell", "Spec"]
 
 #: Settings that the grid and the sweep itself decide.
-GRID_FIELDS = frozenset({"model", "data", "sparsity", "pattern", "seed", "plan"})
+GRID_FIELDS = frozenset(
+    {"model", "data", "sparsity", "pattern", "seed", "plan", "keep_tokens", "keep_heads"}
+)
 
 # A method is about what follows the dense stage, on the same rows. These of the dense stage's
 # settings are also the later stages' own.
@@ -24,6 +28,7 @@ _SHARED = frozenset(
     {"batch_size", "lr", "warmup", "weight_decay", "attention", "linear", "bf16"}
     | {"checkpoint_every"}
 )
+_AXES = ("patterns", "sparsities", "seeds", "keep_tokens", "keep_heads")
 _NOT_A_METHOD = GRID_FIELDS | (DENSE_FIELDS - _SHARED)
 
 
@@ -31,15 +36,13 @@ _NOT_A_METHOD = GRID_FIELDS | (DENSE_FIELDS - _SHARED)
 class Cell:
     """One pruned model of a sweep."""
 
-    pattern: str
-    method: str
-    sparsity: float
+    configuration: Configuration
     seed: int
 
     @property
     def name(self) -> str:
         """How rows and messages call it."""
-        return f"{self.pattern} {self.method} {self.sparsity:g} seed {self.seed}"
+        return self.configuration.with_seed(self.seed)
 
     @property
     def folder(self) -> str:
@@ -52,8 +55,10 @@ class Spec:
     """A grid over one model and task. All is checked when it is made.
 
     ``methods`` maps a name to what it changes of ``settings``, which are fields of
-    :class:`spatile.finetune.Settings` that all cells share. ``latency_threads`` is how many
-    threads the packed models are timed on.
+    :class:`spatile.finetune.Settings` that all cells share; the method "as-is" trains nothing: it
+    runs the dense model on fewer tokens and heads, and belongs to sparsity 0 alone.
+    ``keep_tokens`` and ``keep_heads`` are averages over the layers (``Schedule.linear``).
+    ``latency_threads`` is how many threads the packed models are timed on.
 
     Raises ValueError naming the argument, what it is and what was expected.
 
@@ -71,17 +76,19 @@ class Spec:
     settings: Mapping[str, Any] | None = None
     task: str | None = None
     latency_threads: int = 1
+    keep_tokens: tuple[float, ...] = (1.0,)
+    keep_heads: tuple[float, ...] = (1.0,)
 
     def __post_init__(self) -> None:
-        for name in ("patterns", "sparsities", "seeds"):
+        for name in _AXES:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         object.__setattr__(self, "methods", {k: dict(v) for k, v in self.methods.items()})
         # Rows that --dev-rows leaves must be the same for all seeds, or nothing could be paired.
         object.__setattr__(self, "settings", {"data_seed": 0, **(self.settings or {})})
-        for name in ("patterns", "sparsities", "methods", "seeds"):
+        for name in (*_AXES, "methods"):
             if not getattr(self, name):
                 raise ValueError(f"sweep: {name} is empty, expected at least one")
-        for name in ("sparsities", "seeds"):
+        for name in ("sparsities", "seeds", "keep_tokens", "keep_heads"):
             self._check_once(name, list(getattr(self, name)))
         self._check_once("patterns", [_spelled_out(p) for p in self.patterns])
         if any(seed < 0 for seed in self.seeds):
@@ -104,13 +111,19 @@ class Spec:
 
     def cells(self) -> list[Cell]:
         """All pruned models, seed by seed within a configuration."""
+        grid = itertools.product(
+            self.methods, self.patterns, self.sparsities, self.keep_tokens, self.keep_heads
+        )
         return [
-            Cell(pattern, method, sparsity, seed)
-            for method in self.methods
-            for pattern in self.patterns
-            for sparsity in self.sparsities
+            Cell(Configuration(pattern, method, sparsity, tokens, heads), seed)
+            for method, pattern, sparsity, tokens, heads in grid
             for seed in self.seeds
         ]
+
+    def trains(self, cell: Cell) -> bool:
+        """Whether a cell's model is trained after the dense stage."""
+        found = self.cell_settings(cell, "")
+        return found.epochs_reweighted + found.epochs_retrain > 0
 
     def dense_settings(self, seed: int) -> Settings:
         """The run that trains the dense model of a seed."""
@@ -118,9 +131,15 @@ class Spec:
 
     def cell_settings(self, cell: Cell, checkpoint: str | os.PathLike[str]) -> Settings:
         """The run that makes a cell's model out of its seed's dense ``checkpoint``."""
-        changed = {**self.shared, **self.methods[cell.method]}
+        c = cell.configuration
+        changed = {**self.shared, **self.methods[c.method]}
         wanted = self._settings(
-            changed, sparsity=cell.sparsity, seed=cell.seed, pattern=cell.pattern
+            changed,
+            sparsity=c.sparsity,
+            seed=cell.seed,
+            pattern=c.pattern,
+            keep_tokens=None if c.keep_tokens == 1.0 else c.keep_tokens,
+            keep_heads=None if c.keep_heads == 1.0 else c.keep_heads,
         )
         return from_dense(wanted, checkpoint)
 
@@ -143,6 +162,8 @@ class Spec:
             sparsities=tuple(sorted({*self.sparsities, *other.sparsities})),
             methods={**self.methods, **other.methods},
             seeds=_union(self.seeds, other.seeds),
+            keep_tokens=_descending(self.keep_tokens, other.keep_tokens),
+            keep_heads=_descending(self.keep_heads, other.keep_heads),
         )
 
     def command(self, out: str, *, dense: str | None = None) -> str:
@@ -152,6 +173,8 @@ class Spec:
         words += [] if self.task is None else ["--task", self.task]
         words += ["--patterns", ",".join(self.patterns)]
         words += ["--sparsity", ",".join(f"{s:g}" for s in self.sparsities)]
+        for flag, kept in (("keep-tokens", self.keep_tokens), ("keep-heads", self.keep_heads)):
+            words += [] if kept == (1.0,) else [f"--{flag}", ",".join(f"{k:g}" for k in kept)]
         words += ["--methods", methods, "--seeds", ",".join(str(s) for s in self.seeds)]
         if self.latency_threads != 1:
             words += ["--latency-threads", str(self.latency_threads)]
@@ -181,14 +204,15 @@ class Spec:
 
     def _check(self, cell: Cell) -> None:
         try:
-            found = self.cell_settings(cell, "")
+            trains = self.trains(cell)
         except (TypeError, ValueError) as error:
             words = str(error).removeprefix("finetune: ")
             raise ValueError(f"sweep: {cell.name}: {words}") from error
-        if found.epochs_reweighted + found.epochs_retrain <= 0:
+        c = cell.configuration
+        if not trains and c.sparsity > 0:
             raise ValueError(
-                f"sweep: method {cell.method!r} has no epoch, expected epochs_reweighted or "
-                f"epochs_retrain above 0"
+                f"sweep: {cell.name}: sparsity is {c.sparsity:g}, expected 0 with method "
+                f"{c.method!r}, which trains nothing"
             )
 
     def _check_once(self, name: str, values: list[Any]) -> None:
@@ -219,6 +243,10 @@ def _check_same(name: str, before: Any, now: Any) -> None:
 
 def _union(first: tuple[Any, ...], second: tuple[Any, ...]) -> tuple[Any, ...]:
     return (*first, *(value for value in second if value not in first))
+
+
+def _descending(first: tuple[float, ...], second: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(sorted({*first, *second}, reverse=True))
 
 
 def _spell_method(name: str, changes: Mapping[str, Any]) -> str:

@@ -20,11 +20,10 @@ from spatile.finetune.intervals import (
     percentiles,
     resampled_indices,
 )
+from spatile.sweep.configuration import Configuration
 from spatile.sweep.rows import decode
 
 __all__ = ["Compared", "Estimate", "Summary", "break_even", "compare_methods", "summarize"]
-
-Key = tuple[str, str, float]
 
 
 @dataclass(frozen=True)
@@ -45,12 +44,11 @@ class Summary:
     pruning (None where unknown), ``above_floor`` whether the mean is above the majority class's
     score by more than its interval (None where there is no such score). Times are milliseconds, and
     speed-ups the dense model's time (by spatile, by PyTorch) over the packed one's, of medians or
-    of minima, whichever is less; None where not measured.
+    of minima, whichever is less; ``operations`` is the share of the dense model's multiply-adds
+    that the packed one does on dev, over the seeds. None where not measured.
     """
 
-    pattern: str
-    method: str
-    sparsity: float
+    configuration: Configuration
     seeds: int
     mean: Estimate
     dense: float
@@ -64,16 +62,30 @@ class Summary:
     torch_latency_ms: float | None
     speedup: float | None
     torch_speedup: float | None
+    operations: float | None
     seconds: float
+
+    @property
+    def pattern(self) -> str:
+        """The weights' pattern."""
+        return self.configuration.pattern
+
+    @property
+    def method(self) -> str:
+        """How it was trained."""
+        return self.configuration.method
+
+    @property
+    def sparsity(self) -> float:
+        """The share of the encoder's weights that was to go."""
+        return self.configuration.sparsity
 
 
 @dataclass(frozen=True)
 class Compared:
-    """A method's metric minus another's, for the same pattern, sparsity, seeds and dev rows."""
+    """A method's metric minus another's, all else being the same, seeds and dev rows too."""
 
-    pattern: str
-    sparsity: float
-    method: str
+    configuration: Configuration
     other: str
     difference: Estimate
 
@@ -104,26 +116,26 @@ def compare_methods(document: Mapping[str, Any], metric: str | None = None) -> l
     """
     metric = document["metrics"][0] if metric is None else metric
     rows, scores = _grouped(document, metric), _Scores(document, metric)
-    first = next((method for _, method, _ in rows), None)
+    first = next((key.method for key in rows), "")
     found = []
-    for pattern, method, sparsity in rows:
-        base = (pattern, str(first), sparsity)
-        if method != first and base in rows:
-            keys = ((pattern, method, sparsity), base)
-            mine, other = (scores.of_cells(key, document["seeds"]) for key in keys)
-            difference = scores.estimate(mine - other)
-            found.append(Compared(pattern, sparsity, method, str(first), difference))
+    for key in rows:
+        base = key._replace(method=first)
+        if key.method != first and base in rows:
+            mine, other = (scores.of_cells(k, document["seeds"]) for k in (key, base))
+            found.append(Compared(key, first, scores.estimate(mine - other)))
     return found
 
 
 def break_even(summaries: list[Summary]) -> dict[tuple[str, str], Summary | None]:
     """(pattern, method) → its lowest sparsity at which packed is faster than dense; None: nowhere.
 
-    Configurations that were not timed don't count; a pattern without any timing is left out.
+    Configurations that were not timed or drop tokens or heads don't count; a pattern without any
+    timing is left out.
     """
     found: dict[tuple[str, str], Summary | None] = {}
     for s in sorted(summaries, key=lambda s: s.sparsity):
-        if s.speedup is None:
+        kept = s.configuration.keep_tokens, s.configuration.keep_heads
+        if s.speedup is None or s.sparsity == 0 or kept != (1.0, 1.0):
             continue
         key = s.pattern, s.method
         if found.get(key) is None:
@@ -134,12 +146,12 @@ def break_even(summaries: list[Summary]) -> dict[tuple[str, str], Summary | None
 # ---- rows
 
 
-def _grouped(document: Mapping[str, Any], metric: str) -> dict[Key, list[dict[str, Any]]]:
+def _grouped(document: Mapping[str, Any], metric: str) -> dict[Configuration, list[dict[str, Any]]]:
     """Rows of the metric by configuration, each with all seeds once and the same dev rows."""
-    groups: dict[Key, list[dict[str, Any]]] = {}
+    groups: dict[Configuration, list[dict[str, Any]]] = {}
     for row in document["rows"]:
         if row["metric"] == metric:
-            groups.setdefault((row["pattern"], row["method"], row["sparsity"]), []).append(row)
+            groups.setdefault(Configuration.of_row(row), []).append(row)
     wanted = sorted(document["seeds"])
     sizes = {row["dev_rows"]: row for rows in groups.values() for row in rows}
     if len(sizes) > 1:
@@ -147,27 +159,29 @@ def _grouped(document: Mapping[str, Any], metric: str) -> dict[Key, list[dict[st
         raise ValueError(
             f"sweep: {_named(b)} is scored on {m} dev rows, expected {n} as {_named(a)}"
         )
-    for (pattern, method, sparsity), rows in groups.items():
+    for key, rows in groups.items():
         seeds = sorted(row["seed"] for row in rows)
         if seeds != wanted:
             lacks = [seed for seed in wanted if seed not in seeds]
             why = f"seed {lacks[0]} is missing" if lacks else "one is there twice or unknown"
             raise ValueError(
-                f"sweep: {pattern} {method} {sparsity:g} has seeds {_listed(seeds)}, expected "
+                f"sweep: {key.name} has seeds {_listed(seeds)}, expected "
                 f"{_listed(wanted)}: {why}, so it can't be paired with the others"
             )
     return groups
 
 
 def _named(row: Mapping[str, Any]) -> str:
-    return f"{row['pattern']} {row['method']} {row['sparsity']:g} seed {row['seed']}"
+    return Configuration.of_row(row).with_seed(row["seed"])
 
 
 def _listed(seeds: list[int]) -> str:
     return ", ".join(str(seed) for seed in seeds) or "none"
 
 
-def _summary(key: Key, rows: list[dict[str, Any]], scores: _Scores, seeds: list[int]) -> Summary:
+def _summary(
+    key: Configuration, rows: list[dict[str, Any]], scores: _Scores, seeds: list[int]
+) -> Summary:
     mine = scores.of_cells(key, seeds)
     dense = scores.of_dense(seeds)
     floor = scores.of_floor()
@@ -177,8 +191,10 @@ def _summary(key: Key, rows: list[dict[str, Any]], scores: _Scores, seeds: list[
     timed = next((row for row in rows if row["latency_ms"] is not None), rows[0])
     straight = [row["pruned"] for row in rows if row["pruned"] is not None]
     values = [math.nan if row["value"] is None else row["value"] for row in rows]
+    counted = [r for r in rows if r["multiply_adds"] is not None]
+    dense_count = sum(r["dense_multiply_adds"] for r in counted)
     return Summary(
-        *key,
+        key,
         seeds=len(rows),
         mean=scores.estimate(mine),
         dense=float(dense[:, 0].mean()),
@@ -192,6 +208,7 @@ def _summary(key: Key, rows: list[dict[str, Any]], scores: _Scores, seeds: list[
         torch_latency_ms=timed["torch_latency_ms"],
         speedup=_speedup(timed, "dense_latency"),
         torch_speedup=_speedup(timed, "torch_latency"),
+        operations=sum(r["multiply_adds"] for r in counted) / dense_count if dense_count else None,
         seconds=sum(row["seconds"] for row in rows),
     )
 
@@ -217,11 +234,9 @@ class _Scores:
         self._index = [itself, *resampled_indices(n, seed=0)]
         self._found: dict[str, Floats] = {}
 
-    def of_cells(self, key: Key, seeds: list[int]) -> Floats:
+    def of_cells(self, key: Configuration, seeds: list[int]) -> Floats:
         """(seeds, 1 + RESAMPLES): a configuration's models."""
-        pattern, method, sparsity = key
-        names = [f"{pattern} {method} {sparsity:g} seed {seed}" for seed in seeds]
-        return np.stack([self._of(name) for name in names])
+        return np.stack([self._of(key.with_seed(seed)) for seed in seeds])
 
     def of_dense(self, seeds: list[int]) -> Floats:
         """(seeds, 1 + RESAMPLES): the dense models."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from spatile.report.tables import Table
+from spatile.sweep.configuration import Configuration
 from spatile.sweep.summary import (
     Compared,
     Estimate,
@@ -18,6 +19,11 @@ from spatile.sweep.summary import (
 
 __all__ = ["duration", "markdown", "tables_of"]
 
+_ALL = (1.0, 1.0)
+_ABOVE = {True: "yes", False: "**no**", None: "no floor"}
+_OPERATIONS = (
+    "Operations: multiply-adds of the layers on the dev rows, counted by the engine while it ran."
+)
 _NAMES = {"f1": "F1", "matthews": "Matthews", "pearson": "Pearson", "spearman": "Spearman"}
 
 
@@ -33,8 +39,12 @@ def metric_name(metric: str) -> str:
 def tables_of(document: Mapping[str, Any]) -> list[Table]:
     """All tables, in the order they are read. Raises as :func:`summarize` does."""
     found = summarize(document)
-    methods = list(dict.fromkeys(s.method for s in found))
-    tables = [_grid(document, [s for s in found if s.method == m], m) for m in methods]
+    whole = [s for s in found if (s.configuration.keep_tokens, s.configuration.keep_heads) == _ALL]
+    pruned = [s for s in whole if s.sparsity > 0]
+    methods = list(dict.fromkeys(s.method for s in pruned))
+    tables = [_grid(document, [s for s in pruned if s.method == m], m) for m in methods]
+    if len(whole) < len(found):
+        tables += _kept_grids(document, found)
     tables.append(_all(document, found))
     compared = compare_methods(document)
     if compared:
@@ -78,22 +88,59 @@ def _grid(document: Mapping[str, Any], found: list[Summary], method: str) -> Tab
             s = cells.get((pattern, sparsity))
             row.append("" if s is None else _score_and_loss(s))
         rows.append(tuple(row))
-    seeds = len(document["seeds"])
-    floor = document["floor"][document["metrics"][0]]
     return Table(
         f"{metric} at sparsity, method {method}",
         ("pattern", *(_percent(s) for s in sparsities)),
         tuple(rows),
-        (
-            f"Mean over {seeds} seed{'s' if seeds > 1 else ''}, in brackets less the dense models' "
-            f"{_points(found[0].dense)}, all in points."
-            + (
-                ""
-                if floor is None
-                else f" The majority class alone scores {_points(floor)}; † is not above it by "
-                f"more than the 95 % interval."
-            ),
-        ),
+        (_what_scores_mean(document, found[0].dense),),
+    )
+
+
+def _kept_grids(document: Mapping[str, Any], found: list[Summary]) -> list[Table]:
+    """A table of tokens and heads for each pattern, method and sparsity."""
+    metric = metric_name(document["metrics"][0])
+    tables = []
+    for pattern, method, sparsity in dict.fromkeys(s.configuration[:3] for s in found):
+        mine = {
+            s.configuration[3:]: s
+            for s in found
+            if s.configuration[:3] == (pattern, method, sparsity)
+        }
+        tokens = sorted({t for t, _ in mine}, reverse=True)
+        rows = [
+            (
+                _percent(heads),
+                *(_score_and_loss(mine[t, heads]) if (t, heads) in mine else "" for t in tokens),
+            )
+            for heads in sorted({h for _, h in mine}, reverse=True)
+        ]
+        weights = f", {_percent(sparsity)} of the weights pruned by {pattern}" if sparsity else ""
+        tables.append(
+            Table(
+                f"{metric} by tokens and heads kept, method {method}{weights}",
+                ("heads \\ tokens", *(_percent(t) for t in tokens)),
+                tuple(rows),
+                (
+                    "Kept on average over the layers. "
+                    + _what_scores_mean(document, found[0].dense),
+                ),
+            )
+        )
+    return tables
+
+
+def _what_scores_mean(document: Mapping[str, Any], dense: float) -> str:
+    seeds = len(document["seeds"])
+    floor = document["floor"][document["metrics"][0]]
+    text = (
+        f"Mean over {seeds} seed{'s' if seeds > 1 else ''}, in brackets less the dense models' "
+        f"{_points(dense)}, all in points."
+    )
+    if floor is None:
+        return text
+    return (
+        f"{text} The majority class alone scores {_points(floor)}; † is not above it by more than "
+        f"the 95 % interval."
     )
 
 
@@ -105,45 +152,41 @@ def _score_and_loss(s: Summary) -> str:
 
 def _all(document: Mapping[str, Any], found: list[Summary]) -> Table:
     metric = metric_name(document["metrics"][0])
-    rows = []
-    for s in found:
-        change = Estimate(-s.loss.value, -s.loss.high, -s.loss.low)
-        rows.append(
-            (
-                s.pattern,
-                s.method,
-                _percent(s.sparsity),
-                "" if s.pruned is None else _points(s.pruned),
-                _points(s.mean.value),
-                _interval(change),
-                _points(s.worst),
-                {True: "yes", False: "**no**", None: "no floor"}[s.above_floor],
-                _number(s.latency_ms),
-                _ratio(s.speedup),
-                _ratio(s.torch_speedup),
-            )
+    counted = any(s.operations is not None for s in found)
+    columns: list[tuple[str, Callable[[Summary], str]]] = [
+        *_configuration_columns([s.configuration for s in found], lambda s: s.configuration),
+        ("method", lambda s: s.method),
+    ]
+    if any(s.pruned is not None for s in found):
+        columns.append(
+            ("after the last pruning", lambda s: "" if s.pruned is None else _points(s.pruned))
         )
-    heads = (
-        *(
-            "pattern",
-            "method",
-            "pruned",
-            "after the last pruning",
-            metric,
-            f"{metric} − dense, 95 %",
-        ),
-        *("worst seed", "above the floor", "ms", "dense / this", "PyTorch / this"),
+    columns += [
+        (metric, lambda s: _points(s.mean.value)),
+        (f"{metric} − dense, 95 %", lambda s: _interval(_change(s))),
+        ("worst seed", lambda s: _points(s.worst)),
+        ("above the floor", lambda s: _ABOVE[s.above_floor]),
+    ]
+    if counted:
+        columns.append(
+            ("operations, dense / this", lambda s: _ratio(s.operations and 1 / s.operations))
+        )
+    columns += [
+        ("ms", lambda s: _number(s.latency_ms)),
+        ("dense / this", lambda s: _ratio(s.speedup)),
+        ("PyTorch / this", lambda s: _ratio(s.torch_speedup)),
+    ]
+    notes = (
+        "Differences are paired with the dense model of the same seed; intervals by a bootstrap "
+        "over dev rows and seeds.",
+        *([_OPERATIONS] if counted else []),
+        _timing_note(document, found),
     )
-    return Table(
-        "Every configuration",
-        heads,
-        tuple(rows),
-        (
-            "Differences are paired with the dense model of the same seed; intervals by a "
-            "bootstrap over dev rows and seeds.",
-            _timing_note(document, found),
-        ),
-    )
+    return _table("Every configuration", columns, found, notes)
+
+
+def _change(s: Summary) -> Estimate:
+    return Estimate(-s.loss.value, -s.loss.high, -s.loss.low)
 
 
 def _timing_note(document: Mapping[str, Any], found: list[Summary]) -> str:
@@ -162,16 +205,40 @@ def _timing_note(document: Mapping[str, Any], found: list[Summary]) -> str:
 
 def _compared(document: Mapping[str, Any], compared: list[Compared]) -> Table:
     metric = metric_name(document["metrics"][0])
-    rows = tuple(
-        (c.pattern, _percent(c.sparsity), f"{c.method} − {c.other}", _interval(c.difference))
-        for c in compared
-    )
-    return Table(
-        "Methods compared",
-        ("pattern", "pruned", "methods", f"{metric}, difference, 95 %"),
-        rows,
-        ("Paired by seed and dev row; points.",),
-    )
+    columns: list[tuple[str, Callable[[Compared], str]]] = [
+        *_configuration_columns([c.configuration for c in compared], lambda c: c.configuration),
+        ("methods", lambda c: f"{c.configuration.method} − {c.other}"),
+        (f"{metric}, difference, 95 %", lambda c: _interval(c.difference)),
+    ]
+    return _table("Methods compared", columns, compared, ("Paired by seed and dev row; points.",))
+
+
+def _configuration_columns(
+    found: Sequence[Configuration], of: Callable[[Any], Configuration]
+) -> list[tuple[str, Callable[[Any], str]]]:
+    """Columns for what is pruned, as far as anything is."""
+    columns: list[tuple[str, Callable[[Any], str]]] = []
+    if any(c.sparsity > 0 for c in found):
+        columns += [
+            ("pattern", lambda row: of(row).pattern if of(row).sparsity > 0 else ""),
+            ("pruned", lambda row: _percent(of(row).sparsity)),
+        ]
+    if any((c.keep_tokens, c.keep_heads) != _ALL for c in found):
+        columns += [
+            ("tokens", lambda row: _percent(of(row).keep_tokens)),
+            ("heads", lambda row: _percent(of(row).keep_heads)),
+        ]
+    return columns
+
+
+def _table(
+    title: str,
+    columns: Sequence[tuple[str, Callable[[Any], str]]],
+    rows: Sequence[Any],
+    notes: tuple[str, ...],
+) -> Table:
+    heads = tuple(head for head, _ in columns)
+    return Table(title, heads, tuple(tuple(cell(r) for _, cell in columns) for r in rows), notes)
 
 
 def _even(even: Mapping[tuple[str, str], Summary | None], found: list[Summary]) -> Table:

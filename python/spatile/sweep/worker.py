@@ -1,4 +1,4 @@
-"""The process that trains a sweep's runs, one after another, and times packed models.
+"""The process that trains and evaluates a sweep's models, one after another, and times them.
 
 Jobs come as lines of JSON on standard input; what becomes of them goes out the same way. It ends
 when its input does: a sweep that was killed leaves nobody at work behind it.
@@ -13,6 +13,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 import traceback
 from pathlib import Path
 from typing import Any, TextIO
@@ -51,11 +52,11 @@ def main() -> None:
     while True:
         job = jobs.get()
         try:
-            if job["kind"] == "train":
-                _train(job, out)
-                _send(out, event="done", result=None)
+            if job["kind"] == "time":
+                result = _time(job, models)
             else:
-                _send(out, event="done", result=_time(job, models))
+                result = (_train if job["kind"] == "train" else _evaluate)(job, out)
+            _send(out, event="done", result=result)
         except KeyboardInterrupt:
             _send(out, event="stopped")
         except Exception as error:
@@ -75,7 +76,7 @@ def _send(out: TextIO, **message: Any) -> None:
     out.flush()
 
 
-def _train(job: dict[str, Any], out: TextIO) -> None:
+def _train(job: dict[str, Any], out: TextIO) -> dict[str, Any]:
     from spatile.finetune.pipeline import finetune
     from spatile.sparsity import Plan
 
@@ -95,6 +96,43 @@ def _train(job: dict[str, Any], out: TextIO) -> None:
         progress=_Steps(out),
         **settings,
     )
+    return _found(job)
+
+
+def _evaluate(job: dict[str, Any], out: TextIO) -> dict[str, Any]:
+    """Pack the dense model with the schedules of a cell that is not trained, and score it."""
+    import spatile
+    from spatile.finetune.run_folder import write_folder
+    from spatile.inference import Encoder
+
+    spatile.set_num_threads(job["threads"])
+    kept = Settings.from_dict(job["settings"]).schedules
+    encoder = Encoder.load(job["dense"], tokens=kept["tokens"], heads=kept["heads"])
+    write_folder(Path(job["out"]) / "packed", lambda folder: encoder.save(folder))
+    return _found(job)
+
+
+def _found(job: dict[str, Any]) -> dict[str, Any]:
+    """What the packed model scores on dev, and its multiply-adds per row beside the dense ones."""
+    from spatile.finetune.pipeline import load_data
+    from spatile.finetune.tasks import scores_of
+    from spatile.inference import Encoder
+    from spatile.sweep.rows import predictions
+
+    start = time.perf_counter()
+    task = load_data(Settings.from_dict(job["settings"]))
+    found = Encoder.load(Path(job["out"]) / "packed").predict(task.dev.texts, task.dev.pairs)
+    scores = scores_of(task, found.logits)
+    assert found.cost is not None
+    return {
+        "metrics": {name: score.to_json()["value"] for name, score in scores.items()},
+        "multiply_adds": {
+            "packed": found.cost.actual.multiply_adds / len(task.dev),
+            "dense": found.cost.dense.multiply_adds / len(task.dev),
+        },
+        "predictions": predictions(task, found.logits),
+        "seconds": round(time.perf_counter() - start, 1),
+    }
 
 
 def _time(job: dict[str, Any], models: dict[str, Any]) -> dict[str, Any]:
