@@ -13,6 +13,7 @@ import numpy as np
 from spatile.inference.architecture import Architecture, read_architecture
 from spatile.inference.batching import Encoded, batches, encoded_of
 from spatile.inference.compile import compile_encoder
+from spatile.inference.explain import Explanation, explanation_of
 from spatile.inference.files import read_json, write_json, write_tensors
 from spatile.inference.head import ClassifierHead, Predictions, read_head
 from spatile.inference.packed import MANIFEST, is_packed, read_packed, write_packed
@@ -280,6 +281,42 @@ class Encoder:
             for rows in batches(len(ids), batch_size)
         ]
         return encoded_of(runs, self.pooling)
+
+    def explain(
+        self,
+        text: str,
+        pair: str | None = None,
+        *,
+        max_tokens: int | None = None,
+        protect: Sequence[int] | None = None,
+    ) -> Explanation:
+        """Which words and heads each layer works on for one input, and what that saves.
+
+        The same run as :meth:`predict` makes (:meth:`encode` where the model has no head).
+        ``protect`` as in :meth:`run`, positions alone.
+
+        Raises ValueError where the model has no tokenizer, TypeError for a text that is no string.
+
+        >>> from spatile.inference import Encoder                                # doctest: +SKIP
+        >>> from spatile.sparsity import Schedule                                # doctest: +SKIP
+        >>> encoder = Encoder.load("RUN/packed", tokens=Schedule.linear(0.5))    # doctest: +SKIP
+        >>> print(encoder.explain("A gorgeous, witty, seductive movie."))        # doctest: +SKIP
+        """
+        for name, value in (("text", text), ("pair", pair)):
+            if not isinstance(value, str) and (name == "text" or value is not None):
+                found = type(value).__name__
+                raise TypeError(f"Encoder.explain: {name} is a {found}, expected a string")
+        encoding = self._encodings([text], None if pair is None else [pair], max_tokens)[0]
+        ids, types, head = [encoding.ids], [encoding.type_ids], self._head
+        run = self.run(ids, types, first_only=head is not None, protect=protect)
+        return explanation_of(
+            (text, pair),
+            encoding,
+            run,
+            self.architecture,
+            schedules=(self.tokens, self.heads),
+            predictions=None if head is None else head.predictions(run.hidden),
+        )
 
     # ---- knowing and keeping --------------------------------------------------------------------
 

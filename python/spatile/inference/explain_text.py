@@ -1,0 +1,209 @@
+"""An explanation as text: plain, or struck out by a terminal's escape codes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from spatile.inference.explain import Explanation, Word
+    from spatile.inference.head import Predictions
+
+__all__ = [
+    "Fate",
+    "cost_line",
+    "fates",
+    "head_lines",
+    "no_schedules",
+    "prediction_line",
+    "text_of",
+    "work_line",
+]
+
+# Struck out: red where it has just gone, dim where it went before.
+_JUST, _BEFORE, _DIM, _END = "\x1b[9;31m", "\x1b[2;9m", "\x1b[2m", "\x1b[0m"
+_LEAST_WIDTH = 24
+
+
+class Fate(IntEnum):
+    """What has become of a token or a head when a layer runs."""
+
+    KEPT = 0
+    JUST_DROPPED = 1
+    DROPPED_BEFORE = 2
+
+
+Run = tuple[str, Fate]
+"""Neighbouring text of one fate."""
+
+
+def fates(places: Iterable[int], kept: Sequence[Iterable[int]], layer: int) -> list[Fate]:
+    """Of each of ``places``, by what each layer ``kept``; dropped just now: the last layer had it.
+
+    >>> [fate.name for fate in fates(range(3), [(0, 1, 2), (0, 1), (1,)], 2)]
+    ['JUST_DROPPED', 'KEPT', 'DROPPED_BEFORE']
+    """
+    now, before = set(kept[layer]), set(kept[max(0, layer - 1)])
+    return [
+        Fate.KEPT if p in now else Fate.JUST_DROPPED if p in before else Fate.DROPPED_BEFORE
+        for p in places
+    ]
+
+
+def runs_of(word: Word, e: Explanation, layer: int) -> list[Run]:
+    """A word's pieces as a layer has them: a piece is there while any of its tokens is."""
+    kept = [view.tokens for view in e.layers]
+    runs: list[Run] = []
+    for piece in word.pieces:
+        fate = min(fates(piece.positions, kept, layer))
+        if runs and runs[-1][1] == fate:
+            runs[-1] = (runs[-1][0] + piece.text, fate)
+        else:
+            runs.append((piece.text, fate))
+    return runs
+
+
+def text_of(e: Explanation, *, colour: bool, width: int) -> str:
+    """The whole picture, lines of at most ``width`` columns where words allow it."""
+    lines = []
+    if e.predictions is not None:
+        lines.append(prediction_line(e.predictions))
+    with_heads = e.head_schedule is not None
+    n_tokens = len(str(len(e.tokens)))
+    heads = f"  {'heads':<{e.n_heads + 1 + 2 * len(str(e.n_heads)) + 1}}" if with_heads else ""
+    head = f"layer  {'tokens':>{max(6, 2 * n_tokens + 1)}}{heads}  work  "
+    indent = len(head)
+    # Where columns leave no room for words, words go below them.
+    below = width - indent < _LEAST_WIDTH
+    lines.append(head.rstrip())
+    for i, view in enumerate(e.layers):
+        counts = f"{len(view.tokens):>{n_tokens}}/{len(e.tokens)}"
+        left = f"{view.layer:>5}  {counts:>{max(6, 2 * n_tokens + 1)}}"
+        if with_heads:
+            barcode = _barcode(e, i)
+            left += f"  {barcode} {len(view.heads):>{len(str(e.n_heads))}}/{e.n_heads}"
+        left = f"{left}  {_percent(view.work):>4}  "
+        start = 4 if below else indent
+        rows = _filled(_plain(e, i) if not colour else _coloured(e, i), max(8, width - start))
+        if below:
+            lines.append(left.rstrip())
+            lines += [" " * start + row for row in rows]
+        else:
+            lines += [(left if j == 0 else " " * start) + row for j, row in enumerate(rows)]
+    lines += _legend(e, colour)
+    lines += head_lines(e)
+    lines.append(cost_line(e))
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _plain(e: Explanation, layer: int) -> Iterator[tuple[str, str]]:
+    """Blocks that no line breaks, as (what is seen, what is written).
+
+    What has just gone is "-word-", what went before a dot; words that the text does not separate
+    are not separated while both are kept.
+    """
+    block, before = "", Fate.KEPT
+    for word in e.words:
+        runs = runs_of(word, e, layer)
+        shown = "".join(_marked(text, fate) for text, fate in runs)
+        first, last = runs[0][1], runs[-1][1]
+        kept_on = before == first == Fate.KEPT and not word.space
+        gone_on = before == first == Fate.DROPPED_BEFORE and len(runs) == 1 and block[-1:] == "·"
+        if block and not (kept_on or gone_on):
+            yield block, block
+            block = ""
+        block += shown
+        before = last
+    if e.truncated:
+        block += " …"
+    yield block, block
+
+
+def _marked(text: str, fate: Fate) -> str:
+    return {Fate.KEPT: text, Fate.JUST_DROPPED: f"-{text}-", Fate.DROPPED_BEFORE: "·"}[fate]
+
+
+def _coloured(e: Explanation, layer: int) -> Iterator[tuple[str, str]]:
+    """The same, with the words in their places, struck out."""
+    seen = written = ""
+    for word in e.words:
+        if seen and word.space:
+            yield seen, written
+            seen = written = ""
+        for text, fate in runs_of(word, e, layer):
+            code = {Fate.KEPT: _DIM if word.special else "", Fate.JUST_DROPPED: _JUST}.get(
+                fate, _BEFORE
+            )
+            seen += text
+            written += f"{code}{text}{_END}" if code else text
+    yield (seen + " …", written + " …") if e.truncated else (seen, written)
+
+
+def _filled(blocks: Iterable[tuple[str, str]], width: int) -> list[str]:
+    """Lines of as many blocks as fit."""
+    lines: list[str] = []
+    used = 0
+    for seen, written in blocks:
+        if lines and used + 1 + len(seen) <= width:
+            lines[-1] += " " + written
+            used += 1 + len(seen)
+        else:
+            lines.append(written)
+            used = len(seen)
+    return lines
+
+
+def _barcode(e: Explanation, layer: int) -> str:
+    """A character a head: "|" kept, "-" dropped just now, "·" before."""
+    kept = [view.heads for view in e.layers]
+    return "".join("|-·"[fate] for fate in fates(range(e.n_heads), kept, layer))
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f}%"
+
+
+def _legend(e: Explanation, colour: bool) -> list[str]:
+    if e.token_schedule is None and e.head_schedule is None:
+        return [no_schedules()]
+    how = "-word- is dropped before this layer, each · was earlier"
+    if colour:
+        how = f"{_JUST}just dropped{_END}, {_BEFORE}dropped before{_END}"
+    return [how, work_line()]
+
+
+def work_line() -> str:
+    """Why a layer that sees all tokens does less than all of the work."""
+    return "work: beside the dense layer's; what is dropped after a layer is spared its FFN already"
+
+
+def no_schedules() -> str:
+    """What is said where nothing could be dropped."""
+    return "no schedules: every layer works on all words and heads"
+
+
+def head_lines(e: Explanation) -> list[str]:
+    """Which heads are dropped where, in a sentence; none where none is."""
+    found = []
+    for i in range(1, len(e.layers)):
+        gone = [h for h in e.layers[i - 1].heads if h not in e.layers[i].heads]
+        if gone and e.head_schedule is not None:
+            found.append(f"{', '.join(map(str, gone))} before layer {e.layers[i].layer}")
+    return [f"heads dropped: {'; '.join(found)}"] if found else []
+
+
+def cost_line(e: Explanation) -> str:
+    """Multiply-adds, beside the dense model's."""
+    actual, dense = e.cost.actual.multiply_adds, e.cost.dense.multiply_adds
+    return (
+        f"{actual / 1e6:.2f} M of {dense / 1e6:.2f} M multiply-adds in the layers: "
+        f"{e.cost.reduction:.2f}x less"
+    )
+
+
+def prediction_line(found: Predictions) -> str:
+    """The label and its probability, or the value."""
+    if found.labels is None or found.probabilities is None:
+        return f"value {found.logits[0, 0]:.4f}"
+    return f"{found.labels[0]} {found.probabilities[0].max():.3f}"
