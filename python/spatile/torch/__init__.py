@@ -24,6 +24,7 @@ from spatile.torch.structure_pruning import choose_structure, prune_structure
 
 __all__ = [
     "Dropout",
+    "HeadPruning",
     "Linear",
     "Plan",
     "Pruner",
@@ -31,6 +32,7 @@ __all__ = [
     "QueriesAndKeys",
     "SparseLinear",
     "Stages",
+    "TokenPruning",
     "apply_structure",
     "attention",
     "attention_loss",
@@ -52,6 +54,8 @@ __all__ = [
 if TYPE_CHECKING or find_spec("transformers") is not None:
     from spatile.torch.callback import PruningCallback
     from spatile.torch.checkpoint import last_checkpoint
+    from spatile.torch.head_pruning import HeadPruning
     from spatile.torch.huggingface import register
+    from spatile.torch.token_pruning import TokenPruning
 
     register()

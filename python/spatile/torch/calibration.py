@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from spatile import ops
+from spatile.torch.cascade_pause import without_cascade
 from spatile.torch.parameters import unwrap
 
 __all__ = [
@@ -40,7 +41,8 @@ class LayerWalk:
     So what layer i sees can be what the layers before it give *after* they have been changed, at
     the cost of running each layer once or twice. ``batches`` are dicts of tensors as the model
     takes them, without labels; padding (``attention_mask`` 0) counts nowhere. The model is in
-    evaluation mode, and no gradient is recorded, while the walk is open::
+    evaluation mode, keeps all tokens and heads, and no gradient is recorded, while the walk is
+    open::
 
         with LayerWalk(model, batches) as walk:
             for prefix in walk.layers:          # "bert.encoder.layer.0", …
@@ -76,8 +78,9 @@ class LayerWalk:
         # A cache of keys would grow each time that a layer runs.
         takes_cache = "use_cache" in inspect.signature(self._model.forward).parameters
         options: dict[str, Any] = {"use_cache": False} if takes_cache else {}
-        self._no_grad = torch.no_grad()
-        self._no_grad.__enter__()
+        self._open = contextlib.ExitStack()
+        self._open.enter_context(torch.no_grad())
+        self._open.enter_context(without_cascade(self._model))
         self._model.eval()
         first = self._modules[self.layers[0]]
         hook = first.register_forward_pre_hook(self._arrive, with_kwargs=True)
@@ -103,7 +106,7 @@ class LayerWalk:
         self._calls.clear()
         for module, training in self._training.items():
             module.training = training
-        self._no_grad.__exit__(kind, value, trace)
+        self._open.__exit__(kind, value, trace)
 
     @property
     def inputs(self) -> list[torch.Tensor]:

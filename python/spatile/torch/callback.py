@@ -21,7 +21,7 @@ from spatile.torch.history import lasso_summary, norm_summary, pruned_fractions
 from spatile.torch.parameters import unwrap
 from spatile.torch.pruner import Calibration, Method, Pruner, Scope
 from spatile.torch.resume import find_state
-from spatile.torch.run import steps_per_epoch, total_learning_rate, unscale
+from spatile.torch.run import forget_best, steps_per_epoch, total_learning_rate, unscale
 from spatile.torch.sparse_linear import densify, sparsify
 from spatile.torch.structure import structure_of
 from spatile.torch.structure_pruning import check_structure_plan, prune_structure
@@ -242,11 +242,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         if self._enter_stages(state.global_step, **kwargs):
             self._sparsify(args, kwargs["model"])
         if state.global_step == self.stage_steps.pruned_at:
-            # Only pruned models may compete from here on.
-            state.best_metric = None
-            state.best_model_checkpoint = None
-            if hasattr(state, "best_global_step"):
-                state.best_global_step = None
+            forget_best(state)  # only pruned models may compete from here on
             control.should_evaluate = control.should_evaluate or self.evaluate_when_pruned
         return control
 

@@ -10,6 +10,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from spatile import _core, ops
+from spatile.ops.attention import AttentionResult
 from spatile.ops.sparse_matrix import SparseMatrix
 
 __all__ = ["LinearProduct", "attention", "drawn_seed", "dropout", "linear"]
@@ -26,18 +27,24 @@ class _Attention(Function):  # type: ignore[misc]
         v: torch.Tensor,
         bias: torch.Tensor | None,
         options: dict[str, Any],
-    ) -> torch.Tensor:
+        return_importance: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         tensors = [t.detach() for t in (q, k, v)]
         added = None if bias is None else bias.detach()
-        result = ops.attention(*tensors, bias=added, return_lse=True, **options)
+        result = ops.attention(
+            *tensors, bias=added, return_lse=True, return_importance=return_importance, **options
+        )
         ctx.save_for_backward(q, k, v, bias, result.out, result.lse)
         ctx.options = options
-        out: torch.Tensor = result.out
-        return out
+        if return_importance:
+            ctx.mark_non_differentiable(result.token_importance, result.head_importance)
+        return result.out, result.token_importance, result.head_importance
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(
+        ctx: Any, grad: torch.Tensor, *of_importance: Any
+    ) -> tuple[torch.Tensor | None, ...]:
         q, k, v, bias, out, lse = ctx.saved_tensors
         grads = ops.attention_backward(
             grad.detach(),
@@ -50,7 +57,7 @@ class _Attention(Function):  # type: ignore[misc]
             need_bias=ctx.needs_input_grad[3],
             **ctx.options,
         )
-        return grads.q, grads.k, grads.v, grads.bias, None
+        return grads.q, grads.k, grads.v, grads.bias, None, None
 
 
 def attention(
@@ -68,7 +75,8 @@ def attention(
     seed: int | None = None,
     offsets: torch.Tensor | None = None,
     kv_offsets: torch.Tensor | None = None,
-) -> torch.Tensor:
+    return_importance: bool = False,
+) -> Any:
     """:func:`spatile.attention` with gradients for q, k, v and ``bias``; arguments as there.
 
     q (b, sq, h, d), k (b, sk, hk, d), v (b, sk, hk, dv) or packed (t, h, d) with ``offsets``;
@@ -77,10 +85,17 @@ def attention(
     and no ``seed``, one is drawn from PyTorch's default generator, so that
     ``torch.manual_seed`` and activation checkpointing repeat it. Not differentiable twice.
 
+    Returns a tensor like q with v's width; with ``return_importance`` an ``AttentionResult``, of
+    which ``token_importance`` and ``head_importance`` come from the same pass and have no gradient
+    (and ``lse`` is None).
+
     >>> q = torch.randn(1, 4, 2, 8, requires_grad=True)
     >>> attention(q, q, q, causal=True).sum().backward()
     >>> q.grad.shape
     torch.Size([1, 4, 2, 8])
+    >>> importance = attention(q, q, q, return_importance=True).token_importance
+    >>> float(importance.sum().round())  # a probability of 1 from 2 heads of 4 queries each
+    8.0
     """
     if dropout > 0.0 and seed is None:
         seed = drawn_seed()
@@ -95,8 +110,8 @@ def attention(
         "offsets": offsets,
         "kv_offsets": kv_offsets,
     }
-    out: torch.Tensor = _Attention.apply(q, k, v, bias, options)
-    return out
+    out, tokens, heads = _Attention.apply(q, k, v, bias, options, return_importance)
+    return AttentionResult(out, None, tokens, heads) if return_importance else out
 
 
 class LinearProduct(Function):  # type: ignore[misc]

@@ -9,7 +9,7 @@ from transformers import TrainerState, TrainingArguments
 
 from spatile.sparsity import StageSteps
 
-__all__ = ["steps_per_epoch", "total_learning_rate", "unscale"]
+__all__ = ["forget_best", "steps_per_epoch", "total_learning_rate", "unscale"]
 
 
 def steps_per_epoch(args: TrainingArguments, state: TrainerState, dataloader: Any) -> float:
@@ -47,3 +47,11 @@ def total_learning_rate(optimizer: Any, steps: StageSteps, scheduler: Any) -> fl
         lr = float(scheduler.base_lrs[0] * lambdas[0](step)) if lambdas else now
         total += lr * steps.strength_factor(step)
     return total
+
+
+def forget_best(state: TrainerState) -> None:
+    """Have ``load_best_model_at_end`` choose among the models from here on."""
+    state.best_metric = None
+    state.best_model_checkpoint = None
+    if hasattr(state, "best_global_step"):
+        state.best_global_step = None
