@@ -5,10 +5,10 @@ A document has ``rows``, one per cell and metric: ``task``, ``pattern``, ``metho
 ``latency_ms`` and ``dense_latency_ms`` (median milliseconds per example in batches of one, text in,
 logits out, by spatile; null where not timed), and further ``torch_latency_ms``, the three's minima
 ``…_min_ms``, ``keep_tokens`` and ``keep_heads`` (averages over the layers), ``multiply_adds`` and
-``dense_multiply_adds`` (per dev row, as counted by the engine), ``pruned`` (the metric straight
-after pruning), ``floor`` (that of the majority class), ``achieved`` (the share of the encoder's
-weights that is gone), ``dev_rows``, ``threads`` (of the timing) and ``seconds`` (of training and
-evaluating). A configuration is timed once, with the first seed's model.
+``dense_multiply_adds`` (per dev row, run alone, as counted by the engine), ``pruned`` (the metric
+straight after pruning), ``floor`` (that of the majority class), ``achieved`` (the share of the
+encoder's weights that is gone), ``dev_rows``, ``threads`` (of the timing) and ``seconds`` (of
+training and evaluating). A configuration is timed once, with the first seed's model.
 
 ``dev`` holds what the intervals are made from: labels and predicted classes, each a string with
 one digit per dev row. Dev rows stand sorted by label and shuffled within it, so that the document

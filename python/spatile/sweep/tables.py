@@ -22,7 +22,8 @@ __all__ = ["duration", "markdown", "tables_of"]
 _ALL = (1.0, 1.0)
 _ABOVE = {True: "yes", False: "**no**", None: "no floor"}
 _OPERATIONS = (
-    "Operations: multiply-adds of the layers on the dev rows, counted by the engine while it ran."
+    "Operations: multiply-adds of the layers on the dev rows, one at a time, counted by the engine "
+    "while it ran."
 )
 _NAMES = {"f1": "F1", "matthews": "Matthews", "pearson": "Pearson", "spearman": "Spearman"}
 

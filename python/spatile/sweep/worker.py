@@ -113,7 +113,10 @@ def _evaluate(job: dict[str, Any], out: TextIO) -> dict[str, Any]:
 
 
 def _found(job: dict[str, Any]) -> dict[str, Any]:
-    """What the packed model scores on dev, and its multiply-adds per row beside the dense ones."""
+    """What the packed model scores on dev, and its multiply-adds per row beside the dense ones.
+
+    Row by row: what all inputs of a batch drop of a layer's heads need not be computed at all.
+    """
     from spatile.finetune.pipeline import load_data
     from spatile.finetune.tasks import scores_of
     from spatile.inference import Encoder
@@ -121,7 +124,8 @@ def _found(job: dict[str, Any]) -> dict[str, Any]:
 
     start = time.perf_counter()
     task = load_data(Settings.from_dict(job["settings"]))
-    found = Encoder.load(Path(job["out"]) / "packed").predict(task.dev.texts, task.dev.pairs)
+    encoder = Encoder.load(Path(job["out"]) / "packed")
+    found = encoder.predict(task.dev.texts, task.dev.pairs, batch_size=1)
     scores = scores_of(task, found.logits)
     assert found.cost is not None
     return {
