@@ -17,7 +17,7 @@ from spatile.finetune.data import load_task
 from spatile.inference import Encoder
 from tests.finetune.conftest import Finished
 
-COMMANDS = ("finetune", "prune", "sweep", "predict", "bench", "report", "export", "info")
+COMMANDS = ("finetune", "prune", "sweep", "predict", "explain", "bench", "report", "export", "info")
 Capture = pytest.CaptureFixture[str]
 
 

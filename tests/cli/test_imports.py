@@ -33,7 +33,14 @@ def without(blocked: tuple[str, ...], *arguments: str) -> subprocess.CompletedPr
 
 @pytest.mark.parametrize(
     "arguments",
-    [("info",), ("--help",), ("finetune", "--help"), ("sweep", "--help"), ("bench", "--help")],
+    [
+        ("info",),
+        ("--help",),
+        ("finetune", "--help"),
+        ("sweep", "--help"),
+        ("explain", "--help"),
+        ("bench", "--help"),
+    ],
 )
 def test_help_and_info_need_numpy_alone(arguments: tuple[str, ...]) -> None:
     found = without(OPTIONAL, *arguments)

@@ -86,7 +86,7 @@ def test_the_html_holds_its_plots_and_needs_no_network(finished: Finished) -> No
     checker.feed(html)
     assert checker.tags.count("svg") == 4
     assert checker.tags.count("figure") == 4
-    assert all(address.startswith("#") for address in checker.addresses)
+    assert all(address.startswith(("#", "data:")) for address in checker.addresses)
     assert not re.search(r"url\((?!#)|@import", html)
     assert "before the reweighted stage" in html
 
@@ -155,3 +155,12 @@ def test_a_run_without_a_lasso_has_a_report(report: dict[str, Any]) -> None:
     del report["scores"]["lambda_zero"]
     assert "group norms, median" not in render_text(report)
     assert "<h2>The pruning</h2>" in render_html(report)
+
+
+def test_what_layers_work_on_is_said(report: dict[str, Any]) -> None:
+    assert "averaged over the layers" not in render_text(report)
+    report["settings"].update(keep_tokens=0.5, keep_heads=0.75)
+    said = "each works on 50.0 % of an input's tokens and 75.0 % of the heads"
+    assert said in render_text(report)
+    report["settings"].update(keep_tokens=None)
+    assert "each works on 75.0 % of the heads: on the most" in render_text(report)

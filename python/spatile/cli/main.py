@@ -11,12 +11,12 @@ import sys
 from collections.abc import Sequence
 
 import spatile
-from spatile.cli import bench, export, finetune, info, predict, prune, report, sweep
+from spatile.cli import bench, explain, export, finetune, info, predict, prune, report, sweep
 from spatile.cli.usage import UsageError
 
 __all__ = ["main"]
 
-_COMMANDS = (finetune, prune, sweep, predict, bench, report, export, info)
+_COMMANDS = (finetune, prune, sweep, predict, explain, bench, report, export, info)
 
 # Which extra brings a package that a command found missing.
 _EXTRAS = {

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from spatile.cli.usage import UsageError, add_command, model_folder
+from spatile.cli.usage import UsageError, add_command, add_schedules, model_folder, schedules_of
 
 __all__ = ["add", "run"]
 
@@ -16,6 +16,7 @@ _EXAMPLES = """\
 spatile predict run/packed "It works."
 spatile predict run --pairs "When was it built?" "It was finished in 1889."
 spatile predict run --file sentences.txt --json
+spatile predict run --file sentences.txt --keep-tokens 0.5
 cut -f2,3 pairs.tsv | spatile predict run --pairs"""
 
 
@@ -38,6 +39,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
         help="what products are done in; bfloat16 is up to twice as fast on processors that "
         "multiply it (default float32)",
     )
+    add_schedules(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
     return parser
 
@@ -48,10 +50,11 @@ def run(given: argparse.Namespace) -> int:
 
     if given.batch_size < 1:
         raise UsageError(f"predict: batch-size is {given.batch_size}, expected at least 1")
+    tokens, heads = schedules_of(given, "predict")
     folder = model_folder(given.model)
     paired = given.pairs or _trained_on_pairs(Path(given.model))
     texts, pairs = _inputs(given, paired)
-    encoder = Encoder.load(folder, compute=given.compute)
+    encoder = Encoder.load(folder, compute=given.compute, tokens=tokens, heads=heads)
     found = encoder.predict(texts, pairs, batch_size=given.batch_size)
     names = _class_names(encoder.config, found.logits.shape[1])
     for i, text in enumerate(texts):

@@ -32,9 +32,50 @@ def run(given: argparse.Namespace) -> int:
 
     report = read_report(given.folder)
     if given.html:
-        write_html(report, Path(given.html))
+        write_html(report, Path(given.html), sections=_sections(report, Path(given.folder)))
     if given.json:
         print(json.dumps(report, indent=1, ensure_ascii=False))
     elif not given.html:
         print(render_text(report), end="")
     return 0
+
+
+def _sections(report: dict[str, Any], path: Path) -> list[str]:
+    """What shows the packed model beside the report; nothing where it is no longer there."""
+    from spatile.inference import Encoder
+    from spatile.report import model_sections, prunes
+
+    packed = (path if path.is_dir() else path.parent) / "packed"
+    if not packed.is_dir():
+        return []
+    try:
+        encoder = Encoder.load(packed)
+    except ModuleNotFoundError as error:
+        return [
+            f"<p class='note'>No pictures of the model: {error.name} is not installed "
+            f"(pip install &quot;spatile[inference]&quot;)</p>"
+        ]
+    return model_sections(encoder, _task(report["settings"]) if prunes(encoder) else None)
+
+
+def _task(settings: dict[str, Any]) -> Any:
+    """The run's data, or why it can't be had any more."""
+    from spatile.finetune.data import load_task
+
+    names = (
+        "dev_ids",
+        "text",
+        "pair",
+        "label",
+        "kind",
+        "labels",
+        "positive",
+        "overlap",
+        "dev_rows",
+    )
+    options: dict[str, Any] = {name: settings.get(name) for name in names}
+    seed = settings["seed"] if settings.get("data_seed") is None else settings["data_seed"]
+    try:
+        return load_task(settings["data"], **options, seed=seed)
+    except (OSError, ValueError, RuntimeError, ModuleNotFoundError) as error:
+        return str(error)

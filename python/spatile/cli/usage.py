@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["PRECOMPUTE", "UsageError", "add_command", "model_folder"]
+if TYPE_CHECKING:
+    from spatile.sparsity import Schedule
+
+__all__ = [
+    "PRECOMPUTE",
+    "UsageError",
+    "add_command",
+    "add_schedules",
+    "model_folder",
+    "schedules_of",
+]
 
 #: How ``--precompute`` is spelled.
 PRECOMPUTE: dict[str, str | bool] = {"on": True, "off": False, "auto": "auto"}
@@ -44,3 +54,31 @@ def model_folder(path: str) -> Path:
             f"spatile finetune --resume --out {path} continues it"
         )
     return folder / "packed"
+
+
+def add_schedules(parser: argparse.ArgumentParser) -> None:
+    """The options of a command that runs a model on part of its tokens and heads."""
+    for unit in ("tokens", "heads"):
+        parser.add_argument(
+            f"--keep-{unit}",
+            type=float,
+            metavar="K",
+            help=f"the fraction of the {unit} that is kept, averaged over the layers: the most "
+            f"important ones for each input; 1 keeps all (default: what the model was saved with, "
+            f"otherwise all)",
+        )
+
+
+def schedules_of(given: argparse.Namespace, op: str) -> tuple[Schedule | None, Schedule | None]:
+    """What :func:`add_schedules` asked for, of tokens and of heads. Raises UsageError."""
+    from spatile.sparsity import Schedule
+
+    for unit in ("tokens", "heads"):
+        keep = getattr(given, f"keep_{unit}")
+        if keep is not None and not 0 < keep <= 1:
+            raise UsageError(f"{op}: keep-{unit} is {keep:g}, expected a fraction in (0, 1]")
+    tokens, heads = (
+        None if keep is None else Schedule.linear(keep)
+        for keep in (given.keep_tokens, given.keep_heads)
+    )
+    return tokens, heads

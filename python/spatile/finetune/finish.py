@@ -20,7 +20,7 @@ from spatile.finetune.results import build_report
 from spatile.finetune.run_folder import RunFolder, write_folder
 from spatile.finetune.timing import Runner, batches_of, measure, torch_runner
 from spatile.inference import Encoder
-from spatile.report import read_report, write_html
+from spatile.report import model_sections, read_report, write_html
 from spatile.sparsity import write_atomically
 
 __all__ = ["TOLERANCE", "finish"]
@@ -57,7 +57,7 @@ def finish(run: RunFolder, task: Task, progress: Progress, *, rounds: int) -> di
     timing = _timing(run, task, dense, packed, rounds) if rounds > 0 else None
     report = build_report(run, task, dense=dense, packed=packed, agreement=agreement, timing=timing)
     text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    write_html(report, run.path / "report.html")
+    write_html(report, run.path / "report.html", sections=model_sections(packed, task))
     write_atomically(run.path / "report.json", text.encode())
     return read_report(run.path)
 

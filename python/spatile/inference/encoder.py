@@ -330,6 +330,11 @@ class Encoder:
         """Sparsity and bytes of each matrix, and what the compiled products cost."""
         return summarize(self._weights, self.architecture, self._layers)
 
+    @property
+    def masks(self) -> dict[str, Array]:
+        """Which groups of each pruned matrix are kept, by the matrix's name: bool, True = kept."""
+        return {name: mask.copy() for name, mask in self._weights.masks.items()}
+
     def save(self, path: str | PathLike[str]) -> None:
         """Write the packed form into a folder, with the tokenizer's files beside it.
 

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
-from spatile.report.html import render_html, write_html
+from spatile.report.html import render_html, write_html, write_page
 from spatile.report.reading import read_report
+from spatile.report.sentences import model_sections, prunes
 from spatile.report.text import render_text
 
-__all__ = ["read_report", "render_html", "render_text", "write_html"]
+__all__ = [
+    "model_sections",
+    "prunes",
+    "read_report",
+    "render_html",
+    "render_text",
+    "write_html",
+    "write_page",
+]

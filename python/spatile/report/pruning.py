@@ -31,6 +31,7 @@ def pruning_lines(report: dict[str, Any]) -> list[str]:
     lines = [f"{_RANKED_BY[history.get('saliency', 'magnitude')]}; {_SCOPE[history['scope']]}"]
     lines += _structure(history.get("structure"))
     lines += _steps(history.get("prunings", []))
+    lines += _cascade(settings)
     taught = [
         f"{words} {settings[key]:g}"
         for key, words in (
@@ -57,6 +58,21 @@ def _structure(found: dict[str, Any] | None) -> list[str]:
     return [
         f"{len(layers)} of {structure.n_layers} layers stay, with {heads} of {structure.n_heads} "
         f"heads and {neurons} of {structure.n_neurons} neurons"
+    ]
+
+
+def _cascade(settings: dict[str, Any]) -> list[str]:
+    """What the layers work on, input by input; reports of before there was that have no key."""
+    shares = [
+        f"{percent(settings[key])} of {words}"
+        for key, words in (("keep_tokens", "an input's tokens"), ("keep_heads", "the heads"))
+        if settings.get(key) is not None
+    ]
+    if not shares:
+        return []
+    return [
+        f"averaged over the layers, each works on {' and '.join(shares)}: on the most important "
+        f"ones of each input"
     ]
 
 
