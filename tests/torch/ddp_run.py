@@ -11,7 +11,8 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from spatile.torch import Plan, PruningCallback, Stages
+from spatile.sparsity import Schedule
+from spatile.torch import HeadPruning, Plan, PruningCallback, Stages, TokenPruning
 
 
 def main(out: Path, resume: str | None) -> None:
@@ -47,12 +48,18 @@ def main(out: Path, resume: str | None) -> None:
         ddp_backend="gloo",
         disable_tqdm=True,
     )
-    trainer = transformers.Trainer(model, args, train_dataset=rows, callbacks=[callback])
+    half = Schedule.per_layer([1, 0.5])
+    tokens, heads = TokenPruning(half, delay=1, gradual=1), HeadPruning(half, delay=1, gradual=1)
+    trainer = transformers.Trainer(
+        model, args, train_dataset=rows, callbacks=[callback, tokens, heads]
+    )
     trainer.train(resume_from_checkpoint=resume)
     name = f"rank{rank}" if resume is None else f"resumed{rank}"
     save_file({n: p.detach().clone() for n, p in model.named_parameters()}, out / f"{name}.weights")
     save_file({n: m.clone() for n, m in callback.masks.items()}, out / f"{name}.masks")
-    (out / f"{name}.json").write_text(json.dumps(callback.history))
+    (out / f"{name}.json").write_text(
+        json.dumps({**callback.history, "kept": tokens.kept.counts[1].tolist()})
+    )
 
 
 if __name__ == "__main__":

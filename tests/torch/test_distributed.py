@@ -39,6 +39,7 @@ def test_two_processes_prune_alike_and_resume(tmp_path: Path) -> None:
     histories = [json.loads((tmp_path / f"rank{r}.json").read_text()) for r in (0, 1)]
     assert histories[0] == histories[1]
     assert 0.45 < histories[0]["pruned"]["all"] < 0.55
+    assert histories[0]["kept"] == [6] * 4, "tokens go from the model inside the wrapper"
 
     # Mid-retrain (step 8 of 9, pruned at 6), written once, read by both.
     checkpoint = tmp_path / "run" / "checkpoint-8"
