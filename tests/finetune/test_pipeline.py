@@ -300,7 +300,9 @@ def test_the_same_seed_gives_the_same_weights_and_another_one_others(
 ) -> None:
     found = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        finetune(tiny_model, tiny_data, out=tmp_path / name, **{**SHORT, "seed": seed})
+        # On a busy machine the trial of "auto" may end otherwise from run to run.
+        settings = {**SHORT, "seed": seed, "linear": "spatile"}
+        finetune(tiny_model, tiny_data, out=tmp_path / name, **settings)
         found.append((tmp_path / name / "stages/retrained/model.safetensors").read_bytes())
     assert found[0] == found[1] != found[2]
 

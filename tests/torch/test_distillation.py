@@ -45,6 +45,19 @@ def test_hidden_states_count_relative_to_the_teachers_and_without_padding() -> N
     assert float(scaled) == pytest.approx(2.0)
 
 
+def test_hidden_states_count_where_each_layer_has_tokens() -> None:
+    teacher = torch.ones(1, 3, 4)
+    student = teacher.clone()
+    student[0, 1:] = 0.0  # gone from the second layer on
+    masks = [torch.tensor([[True, True, True]]), torch.tensor([[True, False, False]])]
+    loss = hidden_loss([teacher, student], [teacher, teacher], attention_mask=masks)
+    assert float(loss) == 0.0
+    both = hidden_loss([student, student], [teacher, teacher], attention_mask=masks)
+    assert float(both) == pytest.approx(1 / 3)
+    with pytest.raises(ValueError, match="attention_mask has 1 layers, expected 2"):
+        hidden_loss([student, student], [teacher, teacher], attention_mask=masks[:1])
+
+
 def test_attention_is_the_divergence_of_the_probabilities() -> None:
     torch.manual_seed(0)
     q, k, q2, k2 = (torch.randn(2, 5, 8) for _ in range(4))

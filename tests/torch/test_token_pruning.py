@@ -18,13 +18,14 @@ from spatile.torch import (
     Pruner,
     TokenPruning,
     apply_structure,
+    choose_structure,
     sparsify,
     structure_of,
     swap_layers,
 )
 from spatile.torch.calibration import LayerWalk
-from spatile.torch.cascade import token_masks
 from spatile.torch.cascade_attention import attend
+from spatile.torch.structure_pruning import layers_left
 
 FAMILIES = ["bert", "distilbert", "roberta"]
 TOKENS, HEADS = Schedule.per_layer([1, 0.6, 0.3]), Schedule.per_layer([1, 0.75, 0.5])
@@ -238,8 +239,7 @@ def test_hidden_states_have_zeros_where_tokens_are_gone() -> None:
     model = make_model("bert")
     pruning = TokenPruning(TOKENS).attach(model)
     out = model(**padded(make_ids()), output_hidden_states=True)
-    masks = token_masks(model)
-    assert masks is not None
+    masks = pruning.masks
     assert [h.shape for h in out.hidden_states] == [(5, 40, 64)] * 4
     for layer, (hidden, mask) in enumerate(zip(out.hidden_states[1:], masks, strict=True)):
         assert torch.equal(hidden.ne(0).any(dim=-1), mask), layer
@@ -401,6 +401,19 @@ def test_calibration_sees_all_tokens() -> None:
     assert pruning.kept.counts[2, 2] == 12, "the walk has left it paused"
 
 
+def test_choosing_structure_looks_at_all_tokens() -> None:
+    """Also where layers are left out by way of trial, which no schedule would fit."""
+    model = make_model("bert")
+    plan = Plan.uniform("tile", 0.0).with_structure(heads=0.25, layers=0.34)
+    batches = [padded(make_ids())]
+    expected = choose_structure(model, plan, batches)
+    pruning = TokenPruning(TOKENS).attach(model)
+    assert choose_structure(model, plan, batches) == expected
+    assert len(expected.layers) == 2 == layers_left(model, plan)
+    model(**batches[0])
+    assert pruning.kept.counts[2, 2] == 12
+
+
 def test_a_copy_is_pruned_on_its_own() -> None:
     model = make_model("bert")
     pruning = pruned(model)
@@ -459,8 +472,9 @@ def test_arguments_out_of_range_are_refused_by_name() -> None:
             pruning.progress = value
     with pytest.raises(TypeError, match="progress is True"):
         pruning.progress = True
-    with pytest.raises(RuntimeError, match="no batch has run"):
-        _ = pruning.kept
+    for name in ("kept", "masks"):
+        with pytest.raises(RuntimeError, match="no batch has run"):
+            getattr(pruning, name)
 
 
 def test_attaching_twice_is_refused() -> None:

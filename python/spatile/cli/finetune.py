@@ -18,6 +18,8 @@ spatile finetune --model minilm --data data/qa --sparsity 0.5 --out run
 spatile finetune --model ./bert --data ./mrpc --sparsity 0.8 --pattern attention-aware --out run
 spatile finetune --model ./bert --data ./msr --dev-ids ./msr/dev_ids.tsv --sparsity 0.5 --out run
 spatile finetune --model minilm --data data/qa --target-loss 1.0 --out run
+spatile finetune --model minilm --data data/qa --sparsity 0.5 --keep-tokens 0.5 --out run
+spatile finetune --model ./bert --data ./sst2 --keep-tokens 0.5 --keep-heads 0.75 --out run
 spatile finetune --resume --out run"""
 
 _OWN = (
@@ -101,6 +103,14 @@ def _pruning(parser: argparse.ArgumentParser) -> None:
     for what in ("heads", "neurons", "layers"):
         group.add_argument(
             f"--{what}", type=float, metavar="SHARE", help=f"of {what} to take away whole (none)"
+        )
+    for what in ("tokens", "heads"):
+        group.add_argument(
+            f"--keep-{what}",
+            type=float,
+            metavar="K",
+            help=f"of each input's {what}, averaged over the layers: the least important go, by "
+            f"and by in the retrain stage (all); --sparsity may then be left out",
         )
     group.add_argument("--plan", metavar="FILE", help="a saved plan, instead of --pattern")
     group.add_argument(
@@ -206,6 +216,8 @@ def run(given: argparse.Namespace) -> int:
         settings = {**saved, **settings}
     else:
         settings = {**PRESETS.get(getattr(given, "preset", ""), {}), **settings}
+        if "keep_tokens" in settings or "keep_heads" in settings:
+            settings.setdefault("sparsity", 0.0)
         for name in ("model", "data", "sparsity"):
             if name not in settings:
                 raise UsageError(f"finetune: --{name} is missing")

@@ -40,10 +40,10 @@ def finetune(
 
     ``model`` is a checkpoint's folder, a name on the hub or ``"minilm"``; ``data`` a folder or a
     hub name (see :func:`spatile.finetune.data.load_task`). ``sparsity`` is the fraction of the
-    encoder's weights that is pruned; ``plan`` replaces the uniform plan that ``pattern`` and
-    ``sparsity`` mean. ``settings`` are the fields of :class:`Settings`. The stages are E.T.'s:
-    dense, reweighted, prune, retrain, of ``epochs_dense``, ``epochs_reweighted`` and
-    ``epochs_retrain`` epochs.
+    encoder's weights that is pruned, 0 where only tokens or heads are to go (``keep_tokens``,
+    ``keep_heads``); ``plan`` replaces the uniform plan that ``pattern`` and ``sparsity`` mean.
+    ``settings`` are the fields of :class:`Settings`. The stages are E.T.'s: dense, reweighted,
+    prune, retrain, of ``epochs_dense``, ``epochs_reweighted`` and ``epochs_retrain`` epochs.
 
     ``out`` gets a checkpoint per stage, the packed model, ``report.json`` and ``report.html``. A
     run that was killed goes on with ``resume=True`` and ends with the same weights, bit by bit,

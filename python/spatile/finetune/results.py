@@ -42,7 +42,9 @@ def build_report(
     ``model``, ``data``, ``settings``; ``floor`` (scores of the majority class), ``scores`` of each
     stage and their ``differences`` to the dense stage's; ``lambda_zero``; ``pruning`` (the
     callback's history); ``matrices``, ``sizes`` in bytes, ``multiply_adds`` per dev example,
-    ``timing``, ``agreement``, ``environment``.
+    ``timing``, ``agreement``, ``environment``; ``schedules``: those of ``tokens`` and ``heads``
+    (:meth:`Schedule.to_dict`) that the packed model runs with and the retrained one is scored with;
+    None where all are kept.
     """
     evaluations = run.state["evaluations"]
     return {
@@ -59,6 +61,7 @@ def build_report(
         "differences": _differences(run, task),
         "lambda_zero": LAMBDA_ZERO[run.settings.twin] if "lambda_zero" in evaluations else None,
         "pruning": run.state["history"],
+        "schedules": _schedules(run),
         "summary": {"dense": dense.summary().to_json(), "packed": packed.summary().to_json()},
         "sizes": _sizes(run),
         "multiply_adds": _multiply_adds(task, dense, packed),
@@ -123,11 +126,23 @@ def _bytes(folder: Path, *patterns: str) -> int:
 
 
 def _multiply_adds(task: Task, dense: Encoder, packed: Encoder) -> dict[str, float]:
-    lengths = [len(ids) for ids in dense.tokenize(task.dev.texts, task.dev.pairs)[0]]
-    return {
-        name: encoder.multiply_adds(lengths) / len(lengths)
+    """Per dev row; where tokens or heads go, as counted while each row ran alone."""
+    ids, types = dense.tokenize(task.dev.texts, task.dev.pairs)
+    found = {
+        name: encoder.multiply_adds(map(len, ids)) / len(ids)
         for name, encoder in (("dense", dense), ("packed", packed))
     }
+    if packed.tokens is not None or packed.heads is not None:
+        ran = (packed.run([i], [t]).cost for i, t in zip(ids, types, strict=True))
+        found["packed"] = sum(cost.actual.multiply_adds for cost in ran) / len(ids)
+    return found
+
+
+def _schedules(run: RunFolder) -> dict[str, Any] | None:
+    settings = run.settings
+    if not settings.cascades:
+        return None
+    return {k: None if s is None else s.to_dict() for k, s in settings.schedules.items()}
 
 
 def _environment() -> dict[str, Any]:

@@ -21,6 +21,7 @@ from spatile.torch import (
     hidden_loss,
     swap_layers,
 )
+from spatile.torch.cascade import token_masks
 from spatile.torch.parameters import unwrap
 
 __all__ = ["Teacher"]
@@ -63,7 +64,7 @@ class Teacher:
         loss = loss + s.distill_hidden * hidden_loss(
             outputs.hidden_states[1:],
             self._kept_layers(student, list(hidden.unbind(dim=2))),
-            attention_mask=inputs.get("attention_mask"),
+            attention_mask=_compared(student, inputs),
         )
         return outputs, loss
 
@@ -78,7 +79,8 @@ class Teacher:
         mask = inputs.get("attention_mask")
         if s.distill_hidden > 0:
             hidden = self._kept_layers(student, hidden)
-            loss = loss + s.distill_hidden * hidden_loss(mine, hidden, attention_mask=mask)
+            compared = _compared(student, inputs)
+            loss = loss + s.distill_hidden * hidden_loss(mine, hidden, attention_mask=compared)
         if s.distill_attention > 0:
             config = self._teacher().config
             head_dim = config.hidden_size // config.num_attention_heads
@@ -129,6 +131,14 @@ class Teacher:
             self._logits = torch.from_numpy(logits)
             self._hidden = [hidden[i] for i in sorted(hidden)]
         return self._logits
+
+
+def _compared(
+    student: Any, inputs: dict[str, torch.Tensor]
+) -> torch.Tensor | list[torch.Tensor] | None:
+    """The tokens whose hidden states are compared: those that the student's layers still have."""
+    kept = token_masks(student)
+    return inputs.get("attention_mask") if kept is None else kept
 
 
 def _outputs(

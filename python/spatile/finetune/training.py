@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 
 from spatile.finetune.batches import encode
 from spatile.finetune.checkpoints import load_classifier, load_tokenizer, quiet_transformers
@@ -28,10 +28,16 @@ from spatile.finetune.trainer import StageTrainer, training_arguments
 from spatile.finetune.twin import Twin
 from spatile.inference.architecture import read_architecture
 from spatile.sparsity import Stages, StageSteps, Structure
-from spatile.torch import PruningCallback, apply_structure, last_checkpoint
+from spatile.torch import (
+    HeadPruning,
+    PruningCallback,
+    TokenPruning,
+    apply_structure,
+    last_checkpoint,
+)
 from spatile.torch.checkpoint import read_state
 from spatile.torch.parameters import planned_matrices
-from spatile.torch.structure_pruning import check_structure_plan
+from spatile.torch.structure_pruning import check_structure_plan, layers_left
 
 __all__ = ["prepare", "stages_of", "train"]
 
@@ -63,6 +69,7 @@ def prepare(settings: Settings, task: Task) -> Job:
     plan = settings.make_plan(model.config)
     planned_matrices(model, plan)
     check_structure_plan(model, plan)
+    _check_schedules(settings, layers_left(model, plan), architecture.max_tokens)
     train_data = encode(tokenizer, task.train, settings.max_length)
     stages, steps = stages_of(settings, len(train_data))
     dev_data = encode(tokenizer, task.dev, settings.max_length)
@@ -108,13 +115,39 @@ def train(run: RunFolder, job: Job, progress: Progress) -> None:
         trainer = StageTrainer(
             job,
             arguments,
-            callbacks=[BeforePruning(steps, keeper.reached), pruning, after],
+            callbacks=[
+                BeforePruning(steps, keeper.reached),
+                *_cascade(settings, steps.reweighted_end, job.stages.gradual),
+                pruning,
+                after,
+            ],
             teacher=teacher,
         )
         with _interruptible(after.interrupt), _named_when_full(run.trainer):
             twin.keep_start()
             trainer.train(resume_from_checkpoint=checkpoint)
         progress.end()
+
+
+def _cascade(settings: Settings, delay: float, gradual: float) -> list[TrainerCallback]:
+    """Tokens and heads go while the retrain stage's prunings do."""
+    kinds = {"tokens": TokenPruning, "heads": HeadPruning}
+    return [
+        kinds[kind](schedule, delay=delay, gradual=gradual, unit="steps")
+        for kind, schedule in settings.schedules.items()
+        if schedule is not None
+    ]
+
+
+def _check_schedules(settings: Settings, n_layers: int, max_tokens: int) -> None:
+    """Raise ValueError for what the layers that will be left can't keep."""
+    for kind, schedule in settings.schedules.items():
+        if schedule is None:
+            continue
+        try:
+            schedule.keep(n_layers, unit=kind, length=max_tokens)  # type: ignore[arg-type]
+        except ValueError as error:
+            raise ValueError(f"finetune: keep_{kind}: {error}") from None
 
 
 def _cut_as_saved(model: Any, checkpoint: str | None) -> None:

@@ -53,13 +53,17 @@ def distillation_loss(
 
 
 def hidden_loss(
-    student: Tensors, teacher: Tensors, *, attention_mask: torch.Tensor | None = None
+    student: Tensors,
+    teacher: Tensors,
+    *,
+    attention_mask: torch.Tensor | Tensors | None = None,
 ) -> torch.Tensor:
     """How far hidden states are from the teacher's, relative to those, a scalar (float32).
 
     ``student`` and ``teacher`` are equally many of shape (batch, sequence, width). Of each layer
-    Σ‖s − t‖² / Σ‖t‖² over the valid tokens of ``attention_mask`` (batch, sequence); the mean over
-    layers. No gradient flows into the teacher.
+    Σ‖s − t‖² / Σ‖t‖² over the valid tokens of ``attention_mask`` (batch, sequence), or one for each
+    layer where tokens go (:attr:`TokenPruning.masks`); the mean over layers. No gradient flows into
+    the teacher.
 
     Raises ValueError for numbers of layers or shapes that differ.
 
@@ -68,14 +72,22 @@ def hidden_loss(
     0.25
     """
     _check_layers("hidden_loss", student, teacher)
+    if attention_mask is None or isinstance(attention_mask, torch.Tensor):
+        masks: Sequence[torch.Tensor | None] = [attention_mask] * len(student)
+    elif len(attention_mask) == len(student):
+        masks = attention_mask
+    else:
+        raise ValueError(
+            f"hidden_loss: attention_mask has {len(attention_mask)} layers, expected {len(student)}"
+        )
     losses = []
-    for mine, target in zip(student, teacher, strict=True):
+    for mine, target, mask in zip(student, teacher, masks, strict=True):
         _check_shape("hidden_loss", "teacher's hidden state", target, mine)
         wanted = target.detach().float()
         error = (mine.float() - wanted).square().sum(dim=-1)
         power = wanted.square().sum(dim=-1)
-        if attention_mask is not None:
-            valid = attention_mask.to(error.dtype)
+        if mask is not None:
+            valid = mask.to(error.dtype)
             error, power = error * valid, power * valid
         losses.append(error.sum() / power.sum().clamp_min(torch.finfo(torch.float32).tiny))
     return torch.stack(losses).mean()

@@ -21,6 +21,7 @@ from spatile.sparsity import LayerStructure, Plan, Structure
 from spatile.sparsity.matching import match_layers
 from spatile.sparsity.plan import StructureEntry, StructureKind
 from spatile.torch.calibration import LayerWalk
+from spatile.torch.cascade_pause import without_cascade
 from spatile.torch.structure import (
     EncoderLayers,
     apply_structure,
@@ -28,7 +29,7 @@ from spatile.torch.structure import (
     structure_of,
 )
 
-__all__ = ["check_structure_plan", "choose_structure", "prune_structure"]
+__all__ = ["check_structure_plan", "choose_structure", "layers_left", "prune_structure"]
 
 Batches = Sequence[Mapping[str, torch.Tensor]]
 Scope = Literal["matrix", "global"]
@@ -110,7 +111,7 @@ def prune_structure(
         raise ValueError(
             f"prune_structure: batches is {given}, expected texts to choose {needed[0]} by"
         )
-    with torch.no_grad():
+    with torch.no_grad(), without_cascade(model):
         for pool in pools["layers"]:
             for number in _layers_to_drop(model, pool, structure, fraction, listed):
                 structure = structure.with_layers(k for k in structure.layers if k.layer != number)
@@ -124,6 +125,18 @@ def check_structure_plan(model: nn.Module, plan: Plan) -> None:
     """Raise what :func:`prune_structure` would for a model or entries that it can't take."""
     if plan.structure:
         _pools(encoder_layers(model), plan, structure_of(model))
+
+
+def layers_left(model: nn.Module, plan: Plan) -> int:
+    """How many layers ``model`` has once it is cut as ``plan`` says. Raises as that would."""
+    structure = structure_of(model)
+    pools = _pools(encoder_layers(model), plan, structure)["layers"]
+    left = [kept.layer for kept in structure.layers]
+    for pool in pools:
+        gone = sum(number not in left for number in pool.layers)
+        count = pool.count(1, len(pool.layers), 1.0, 0) - gone
+        left = left[max(0, min(count, len(left) - 1)) :]
+    return len(left)
 
 
 def _check(saliency: str, scope: str, fraction: float) -> None:

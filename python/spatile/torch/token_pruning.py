@@ -9,9 +9,11 @@ import operator
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
+import torch
 from torch import nn
 
 from spatile.sparsity import Schedule
+from spatile.torch.cascade import token_masks
 from spatile.torch.cascade_pass import Fractions
 from spatile.torch.cascade_pruning import CascadePruning
 
@@ -49,7 +51,7 @@ class TokenPruning(CascadePruning):
     always, padding never. It is the same in evaluation and training, in any batch.
 
     A sequence classifier sees [CLS] as ever. ``last_hidden_state`` and ``hidden_states`` keep their
-    shape, with zeros where a token is gone; :attr:`kept` says where, and a mean over tokens has to
+    shape, with zeros where a token is gone; :attr:`masks` says where, and a mean over tokens has to
     leave them out. Models with a head for each token or for spans are refused.
 
     Parameters
@@ -98,6 +100,18 @@ class TokenPruning(CascadePruning):
             raise TypeError(
                 f"TokenPruning: protect is {protect!r}, expected a list of positions"
             ) from None
+
+    @property
+    def masks(self) -> list[torch.Tensor]:
+        """Of each layer's output in the model's last run, (batch, sequence) bool: what it holds.
+
+        The last one says over which tokens a mean is to be taken. Raises RuntimeError where none
+        has run since it was attached.
+        """
+        found = None if self._model is None else token_masks(self._model)
+        if found is None:
+            raise RuntimeError("TokenPruning: no batch has run, so nothing is known of tokens yet")
+        return found
 
     def _fractions(self) -> Fractions:
         return Fractions(self.schedule, self.progress, self.protect)
