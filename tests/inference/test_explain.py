@@ -194,7 +194,7 @@ def test_plain_text(small: Explanation) -> None:
         "    1     5/8  ||-| 3/4   50%  [CLS] -a- unreal-istic- movie! -[SEP]-",
         "    2     2/8  -|·- 1/4   25%  [CLS] · -un-real· -movie- -!- ·",
         "-word- is dropped before this layer, each · was earlier",
-        "work: beside the dense layer's; what is dropped after a layer is spared its FFN already",
+        "work: share of the dense layer's; its FFN leaves out what the next layer drops",
         "heads dropped: 2 before layer 1; 0, 3 before layer 2",
         "1.75 M of 3.00 M multiply-adds in the layers: 1.71x less",
     ]

@@ -28,8 +28,9 @@ _STYLE = """
 border:0;border-top:1px solid #8886;background:none;color:inherit;white-space:nowrap}
 .spatile-explain td:last-child{white-space:normal;line-height:1.5}
 .spatile-explain tr{background:none}
-.spatile-explain s{opacity:.4}
+.spatile-explain s{opacity:.5}
 .spatile-explain s.just{opacity:1;color:#e0524f}
+.spatile-explain s.head{text-decoration:none}
 .spatile-explain i{font-style:normal;opacity:.6}
 .spatile-explain b{display:inline-block;height:.6em;background:currentColor;opacity:.5}
 """
@@ -50,16 +51,20 @@ def html_of(e: Explanation) -> str:
     below = [*head_lines(e), cost_line(e)]
     unpruned = e.token_schedule is None and e.head_schedule is None
     below.insert(0, no_schedules() if unpruned else work_line())
-    above = "" if e.predictions is None else f"<p>{_e(prediction_line(e.predictions))}</p>"
+    above = "" if e.predictions is None else _line(prediction_line(e.predictions))
     return (
         f"<div><style>{_STYLE}</style>{above}<table class='spatile-explain'>{''.join(rows)}</table>"
-        + "".join(f"<p>{_e(line)}</p>" for line in below)
+        + "".join(_line(line) for line in below)
         + "</div>"
     )
 
 
 def _row(cells: list[str]) -> str:
     return f"<tr>{''.join(cells)}</tr>"
+
+
+def _line(text: str) -> str:
+    return f"<p style='margin:.3em 0'>{_e(text)}</p>"
 
 
 def _e(text: str) -> str:
@@ -83,5 +88,7 @@ def _words(e: Explanation, layer: int) -> str:
 def _heads(e: Explanation, layer: int) -> str:
     """A square a head: full where it is kept."""
     kept = [view.heads for view in e.layers]
-    squares = {Fate.KEPT: "■", Fate.JUST_DROPPED: "<s class='just'>□</s>"}
-    return "".join(squares.get(fate, "<s>□</s>") for fate in fates(range(e.n_heads), kept, layer))
+    squares = {Fate.KEPT: "■", Fate.JUST_DROPPED: "<s class='head just'>□</s>"}
+    return "".join(
+        squares.get(fate, "<s class='head'>□</s>") for fate in fates(range(e.n_heads), kept, layer)
+    )

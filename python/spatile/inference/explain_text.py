@@ -175,7 +175,7 @@ def _legend(e: Explanation, colour: bool) -> list[str]:
 
 def work_line() -> str:
     """Why a layer that sees all tokens does less than all of the work."""
-    return "work: beside the dense layer's; what is dropped after a layer is spared its FFN already"
+    return "work: share of the dense layer's; its FFN leaves out what the next layer drops"
 
 
 def no_schedules() -> str:
@@ -205,5 +205,5 @@ def cost_line(e: Explanation) -> str:
 def prediction_line(found: Predictions) -> str:
     """The label and its probability, or the value."""
     if found.labels is None or found.probabilities is None:
-        return f"value {found.logits[0, 0]:.4f}"
-    return f"{found.labels[0]} {found.probabilities[0].max():.3f}"
+        return f"prediction: {found.logits[0, 0]:.4f}"
+    return f"prediction: {found.labels[0]} ({found.probabilities[0].max():.3f})"
