@@ -25,7 +25,7 @@ td { border-bottom: 1px solid #eee } .note { color: #555; font-size: .9rem; marg
   height: auto } figcaption { color: #555; font-size: .9rem } details { margin-top: 1rem }
 h3 { font-size: 1rem; margin: 1.6rem 0 .2rem } .masks img { image-rendering: pixelated;
   border: 1px solid #ccc } .masks :is(th, td) { vertical-align: top; text-align: left;
-  font-size: .8rem }
+  font-size: .8rem } .wide { overflow-x: auto }
 """
 # A page of its own is as light or dark as its reader's others.
 _PAGE_STYLE = """

@@ -20,13 +20,14 @@ Array = np.ndarray[Any, Any]
 _WEIGHTS_PER_PIXEL = 8
 # Masks of more groups than this along a side are averaged to it.
 _MOST = 128
-_MATRICES = ("query", "key", "value", "output", "FFN up", "FFN down")
+_MATRICES = ("query", "key", "value", "output", "FFN up, turned", "FFN down")
 
 
 def masks_section(encoder: Encoder) -> list[str]:
     """A row of pictures for each layer, dark where weights are kept; nothing where none is pruned.
 
-    A matrix's picture has its shape, outputs from top to bottom, inputs from left to right.
+    A matrix's picture has its shape, outputs from top to bottom, inputs from left to right; but the
+    FFN's first is turned, so that a neuron stands at the same place in both of the FFN's.
     """
     masks = encoder.masks
     if not masks:
@@ -37,23 +38,26 @@ def masks_section(encoder: Encoder) -> list[str]:
     for i, left in enumerate(a.structure.layers):
         n = a.layer(i)
         cells = [
-            _picture(name, masks.get(name), shapes[name])
+            _picture(name, masks.get(name), shapes[name], turned=name == n.ffn[0])
             for name in (n.query, n.key, n.value, n.output, *n.ffn)
         ]
         rows.append(f"<tr><th>{left.layer}</th>{''.join(cells)}</tr>")
     titles = "".join(f"<th>{title}</th>" for title in ("layer", *_MATRICES))
     return [
         "<h2>What is kept of each matrix</h2>",
-        f"<table class='masks'><tr>{titles}</tr>{''.join(rows)}</table>",
-        "<p class='note'>dark: kept; outputs from top to bottom, inputs from left to right; below "
-        "each matrix the share of its groups that is pruned</p>",
+        f"<div class='wide'><table class='masks'><tr>{titles}</tr>{''.join(rows)}</table></div>",
+        "<p class='note'>dark: kept; outputs from top to bottom, inputs from left to right (turned, "
+        "the other way round, so that both of an FFN's have a neuron at the same place); below each "
+        "matrix the share of its groups that is pruned</p>",
     ]
 
 
-def _picture(name: str, mask: Array | None, shape: tuple[int, int]) -> str:
+def _picture(name: str, mask: Array | None, shape: tuple[int, int], *, turned: bool) -> str:
     if mask is None:
         mask = np.ones((1, 1), bool)
-    width, height = (max(1, n // _WEIGHTS_PER_PIXEL) for n in (shape[1], shape[0]))
+    height, width = (max(1, n // _WEIGHTS_PER_PIXEL) for n in shape)
+    if turned:
+        mask, height, width = mask.T, width, height
     data = base64.b64encode(png_of(_shares(mask))).decode()
     title = html.escape(f"{name}: {shape[0]} x {shape[1]}", quote=True)
     return (
