@@ -14,7 +14,13 @@ from spatile.inference.architecture import Architecture, read_architecture
 from spatile.inference.batching import Encoded, batches, encoded_of
 from spatile.inference.compile import compile_encoder
 from spatile.inference.explain import Explanation, explanation_of
-from spatile.inference.files import read_json, write_json, write_tensors
+from spatile.inference.files import (
+    read_json,
+    read_pooling,
+    write_json,
+    write_pooling,
+    write_tensors,
+)
 from spatile.inference.head import ClassifierHead, Predictions, read_head
 from spatile.inference.packed import MANIFEST, is_packed, read_packed, write_packed
 from spatile.inference.running import EncoderRun, Pruning, check_schedules, run_engine
@@ -132,7 +138,7 @@ class Encoder:
             config,
             plan=chosen,
             folder=folder,
-            pooling=_pooling_of(folder),
+            pooling=read_pooling(folder),
             compute=compute,
             tokens=tokens,
             heads=heads,
@@ -383,11 +389,7 @@ class Encoder:
             tensors[name] = tensor
         write_tensors(folder / "model.safetensors", tensors)
         write_json(folder / "config.json", self.config)
-        if self.pooling == "mean":
-            (folder / "1_Pooling").mkdir(exist_ok=True)
-            width = self.architecture.width
-            settings = {"word_embedding_dimension": width, "pooling_mode_mean_tokens": True}
-            write_json(folder / "1_Pooling" / "config.json", settings)
+        write_pooling(folder, self.pooling, self.architecture.width)
 
     def __repr__(self) -> str:
         a = self.architecture
@@ -395,10 +397,3 @@ class Encoder:
             f"Encoder({a.family}, {a.n_layers} layers of width {a.width}, "
             f"{self.summary().sparsity:.0%} pruned)"
         )
-
-
-def _pooling_of(folder: Path) -> str:
-    path = folder / "1_Pooling" / "config.json"
-    if path.exists() and read_json(path).get("pooling_mode_mean_tokens"):
-        return "mean"
-    return "first"

@@ -12,7 +12,15 @@ import numpy as np
 
 from spatile.sparsity import write_atomically
 
-__all__ = ["Tensors", "read_json", "read_tensors", "write_json", "write_tensors"]
+__all__ = [
+    "Tensors",
+    "read_json",
+    "read_pooling",
+    "read_tensors",
+    "write_json",
+    "write_pooling",
+    "write_tensors",
+]
 
 Tensors = dict[str, "np.ndarray[Any, Any]"]
 
@@ -69,3 +77,23 @@ def write_tensors(path: Path, tensors: Tensors) -> None:
     from safetensors.numpy import save
 
     write_atomically(path, save({name: np.ascontiguousarray(t) for name, t in tensors.items()}))
+
+
+# Where sentence-transformers says what one vector a text's tokens make.
+_POOLING = Path("1_Pooling") / "config.json"
+
+
+def read_pooling(folder: Path) -> str:
+    """What a checkpoint says: "mean", otherwise "first"."""
+    path = folder / _POOLING
+    if path.exists() and read_json(path).get("pooling_mode_mean_tokens"):
+        return "mean"
+    return "first"
+
+
+def write_pooling(folder: Path, pooling: str, width: int) -> None:
+    """Write what :func:`read_pooling` reads; nothing for "first"."""
+    if pooling == "mean":
+        (folder / _POOLING).parent.mkdir(exist_ok=True)
+        settings = {"word_embedding_dimension": width, "pooling_mode_mean_tokens": True}
+        write_json(folder / _POOLING, settings)

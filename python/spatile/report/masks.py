@@ -46,9 +46,9 @@ def masks_section(encoder: Encoder) -> list[str]:
     return [
         "<h2>What is kept of each matrix</h2>",
         f"<div class='wide'><table class='masks'><tr>{titles}</tr>{''.join(rows)}</table></div>",
-        "<p class='note'>dark: kept; outputs from top to bottom, inputs from left to right (turned, "
-        "the other way round, so that both of an FFN's have a neuron at the same place); below each "
-        "matrix the share of its groups that is pruned</p>",
+        "<p class='note'>dark: kept; outputs from top to bottom, inputs left to right; turned: "
+        "the other way round, so that a neuron is at the same place in both of an FFN's; below: "
+        "the share of groups that is pruned</p>",
     ]
 
 
