@@ -69,7 +69,7 @@ class Cascade:
         self._layers = encoder_layers(self._model)
         self._pass: CascadePass | None = None
         self._going: torch.Tensor | None = None
-        self._structure: tuple[Any, Structure] | None = None
+        self._structure: tuple[list[nn.Module], Any, Structure] | None = None
         self._place: dict[nn.Module, int] = {}
         self._base = _base(self._model, self._layers.prefix)
         self._lengths = torch.empty(0)
@@ -110,12 +110,12 @@ class Cascade:
 
     def structure(self) -> Structure:
         """The model's, as it is now: layers and heads may go while this hangs on it."""
-        config = self._layers.config
-        key = (tuple(map(id, self._layers.modules)), id(getattr(config, CONFIG_KEY, None)))
-        if self._structure is None or self._structure[0] != key:
-            self._structure = key, structure_of(self._model)
-            self._place = {self._attention(i): i for i in range(len(self._layers.modules))}
-        return self._structure[1]
+        modules, noted = list(self._layers.modules), getattr(self._layers.config, CONFIG_KEY, None)
+        known = self._structure
+        if known is None or known[0] != modules or known[1] is not noted:
+            known = self._structure = modules, noted, structure_of(self._model)
+            self._place = {self._attention(i): i for i in range(len(modules))}
+        return known[2]
 
     # ---- a run ----------------------------------------------------------------------------------
 

@@ -55,7 +55,11 @@ def _is_first(counts: Array, width: int) -> Array:
 
 @dataclass
 class _Tokens:
-    """``position`` (inputs, width) of the tokens left, of which the first ``counts`` are some."""
+    """``keep`` (layers, inputs); ``position`` in the input and ``score`` (inputs, width) so far.
+
+    Of a row only as many as the input has tokens left are some. ``last``: the last layer that works
+    on fewer than the one before.
+    """
 
     keep: Array
     protect: tuple[int, ...]
@@ -66,7 +70,7 @@ class _Tokens:
 
 @dataclass
 class _Heads:
-    """``kept`` (inputs, heads of the dense model)."""
+    """Likewise; ``score`` (inputs, heads of the dense model)."""
 
     keep: Array
     last: int

@@ -142,7 +142,9 @@ class CascadePruning(TrainerCallback):  # type: ignore[misc]
         cascade = self._cascade()
         kept = None if cascade is None else cascade.kept()
         if kept is None:
-            raise RuntimeError(f"{self._name}: no batch has run, so nothing is known of tokens yet")
+            raise RuntimeError(
+                f"{self._name}: no batch has run, so nothing is known of what is kept"
+            )
         return kept
 
     def _cascade(self) -> Cascade | None:
