@@ -43,8 +43,8 @@ def build_report(
     stage and their ``differences`` to the dense stage's; ``lambda_zero``; ``pruning`` (the
     callback's history); ``matrices``, ``sizes`` in bytes, ``multiply_adds`` per dev example,
     ``timing``, ``agreement``, ``environment``; ``schedules``: those of ``tokens`` and ``heads``
-    (:meth:`Schedule.to_dict`) that the packed model runs with and the retrained one is scored with;
-    None where all are kept.
+    (:meth:`Schedule.to_dict`) that the packed model runs with and the retrained one is scored with
+    (a stage before that with as much as had gone by then); None where all are kept.
     """
     evaluations = run.state["evaluations"]
     return {
