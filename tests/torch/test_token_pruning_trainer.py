@@ -54,11 +54,14 @@ def test_the_schedule_comes_on_gradually(make_bert: Any, train: Any) -> None:
     heads.detach()
 
 
-def test_without_a_length_it_is_whole_from_the_first_step(make_bert: Any, train: Any) -> None:
-    tokens = TokenPruning(TOKENS)
+@pytest.mark.parametrize(("delay", "expected"), [(0, [5, 5, 5]), (2, [12, 12, 5])])
+def test_without_a_length_it_is_whole_at_once(
+    make_bert: Any, train: Any, delay: int, expected: list[int]
+) -> None:
+    tokens = TokenPruning(TOKENS, delay=delay, unit="steps")
     watch = Watch(tokens)
-    train(make_bert(), [tokens, watch], max_steps=2)
-    assert watch.steps == [5, 5]
+    train(make_bert(), [tokens, watch], max_steps=3)
+    assert watch.steps == expected
 
 
 def test_the_trained_model_is_what_the_engine_runs(

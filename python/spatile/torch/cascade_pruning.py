@@ -211,8 +211,7 @@ class CascadePruning(TrainerCallback):  # type: ignore[misc]
 
     def _move(self, state: TrainerState) -> None:
         begin, end = self._span
-        done = state.global_step - begin
-        if done >= end - begin:
+        if state.global_step >= end:
             self.progress = 1.0
         else:
-            self.progress = max(0, done) / (end - begin)
+            self.progress = max(0, state.global_step - begin) / max(1, end - begin)
