@@ -48,11 +48,11 @@ def truth(shape: tuple[int, int], pattern: str) -> tuple[np.ndarray, np.ndarray,
     return x, w, reference.second_order_removals(w, x.T @ x, pattern=pattern)
 
 
-def assert_removals_equal(got: Any, expected: Any) -> None:
+def assert_removals_equal(got: Any, expected: Any, rtol: float = 1e-7) -> None:
     assert_array_equal(got.order, expected.order)
     for a, b in ((got.cost, expected.cost), (got.price, expected.price)):
         assert a.dtype == np.float64
-        assert_allclose(a, b, rtol=1e-7, atol=1e-10 * np.abs(b).max())
+        assert_allclose(a, b, rtol=rtol, atol=1e-10 * np.abs(b).max())
 
 
 # ---- the definition -----------------------------------------------------------------------------
@@ -119,6 +119,58 @@ def test_removals_masks_and_weights_equal_the_definition(
         assert_allclose(pruned.w, exact.w, rtol=1e-5, atol=1e-5)
         assert pruned.cost == pytest.approx(output_error(x, w, pruned.w), rel=1e-8, abs=1e-12)
         assert not pruned.w[~reference.expand_mask(mask, shape, pattern=pattern)].any()
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_row_weights_equal_the_definition(pattern: str) -> None:
+    """Also weights so small that their squares would vanish in single precision."""
+    x, w, _ = truth((40, 50), pattern)
+    gram = x.T @ x
+    for scale in (1.0, 1e-30):
+        weight = scale * np.random.default_rng(0).gamma(0.5, size=40)
+        weight[3] = 0.0
+        found = sp.second_order_removals(w, gram, pattern=pattern, row_weight=weight)
+        expected = reference.second_order_removals(w, gram, pattern=pattern, row_weight=weight)
+        assert_removals_equal(found, expected, rtol=2e-6)  # weighted rows are float32
+
+
+def test_row_weights_of_one_change_nothing_and_of_nought_make_free() -> None:
+    x, w, _ = truth((32, 48), "tile")
+    gram = x.T @ x
+    plain = sp.second_order_removals(w, gram, pattern="tile")
+    ones = sp.second_order_removals(w, gram, pattern="tile", row_weight=np.ones(32))
+    assert_array_equal(ones.order, plain.order)
+    assert_array_equal(ones.cost, plain.cost)
+    free = sp.second_order_removals(
+        w, gram, pattern="tile", row_weight=np.repeat([0.0, 1.0], 16).astype(np.float32)
+    )
+    assert not free.cost[0].any()
+    assert_array_equal(free.cost[1], plain.cost[1])
+    assert not sp.second_order_removals(w, gram, pattern="tile", row_weight=np.zeros(32)).cost.any()
+
+
+def test_prices_of_several_matrices_count_as_they_are() -> None:
+    x, w = inputs(48), normal((32, 48))
+    gram = x.T @ x
+    found = [
+        sp.second_order_removals(w, gram, pattern="tile", row_weight=np.full(32, weight))
+        for weight in (1.0, 1e-6)
+    ]
+    for sparsity in (0.3, 0.5, 0.8):
+        masks = sp.second_order_mask(found, sparsity=sparsity, scope="global", relative=False)
+        expected = reference.second_order_mask(
+            [reference.Removals(*r) for r in found],
+            sparsity=sparsity,
+            scope="global",
+            relative=False,
+        )
+        for mask, right in zip(masks, expected, strict=True):
+            assert_array_equal(mask, right)
+    masks = sp.second_order_mask(found, sparsity=0.5, scope="global", relative=False)
+    assert masks[0].all()
+    assert not masks[1].any()
+    masks = sp.second_order_mask(found, sparsity=0.5, scope="global")
+    assert_array_equal(masks[0], masks[1])
 
 
 @pytest.mark.parametrize("pattern", ["tile", "column", "tile:16x60"])
@@ -465,6 +517,17 @@ def test_bad_input_of_the_parts() -> None:
         sp.second_order_apply(W, GRAM, MASK[:, :2], pattern="tile")
     with pytest.raises(TypeError, match=r"^second_order_apply: mask.dtype is int64, expected bool"):
         sp.second_order_apply(W, GRAM, MASK.astype(int), pattern="tile")
+    for wrong, words in (
+        (np.ones(3), r"row_weight\.shape is \(3,\), expected \("),
+        (np.full(len(W), -1.0), "row_weight holds -1"),
+        (np.full(len(W), np.nan), "row_weight holds nan"),
+    ):
+        with pytest.raises(ValueError, match=f"^second_order_removals: {words}"):
+            sp.second_order_removals(W, GRAM, pattern="tile", row_weight=wrong)
+    with pytest.raises(TypeError, match=r"^second_order_removals: w\.dtype is float64"):
+        sp.second_order_removals(
+            W.astype(np.float64), GRAM, pattern="tile", row_weight=np.ones(len(W))
+        )
     with pytest.raises(TypeError, match=r"^second_order_mask: removals\[0\] is a ndarray"):
         sp.second_order_mask([W], sparsity=0.5)
     with pytest.raises(ValueError, match=r"^second_order_mask: scope is 'row'"):

@@ -10,7 +10,7 @@ from typing import Any
 from spatile.patterns import as_pattern
 from spatile.sparsity import Plan, Schedule
 from spatile.sparsity.plan import check_sparsity
-from spatile.sparsity.saliency import SALIENCIES
+from spatile.sparsity.saliency import SALIENCIES, SECOND_ORDER
 
 __all__ = ["PRESETS", "Settings"]
 
@@ -32,18 +32,16 @@ PRESETS: dict[str, dict[str, Any]] = {
     # data/qa in a few minutes on two cores. At 5e-5 its first epoch is spent before the loss falls.
     "demo": {
         "lr": 1e-4,
-        "lr_retrain": 3e-4,
         "epochs_dense": 1.25,
         "epochs_retrain": 1.0,
-        "prunings": 3,
         "calibration_rows": 256,
         "dev_rows": 500,
     },
 }
 
 
-# What pruning took away is learned back fastest at a rate that would harm a dense model.
-_RETRAIN_LR = 6.0
+# What pruning took away is learned back faster than at a rate for a dense model.
+_RETRAIN_LR = 2.0
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ class Settings:
 
     ``distill`` in [0, 1] weighs the dense stage's logits against the labels; ``distill_hidden`` and
     ``distill_attention`` weigh its hidden states and its attention, added to that. A stage's own
-    learning rate replaces ``lr``; the retrain stage's is six times ``lr`` where it has none.
+    learning rate replaces ``lr``; the retrain stage's is twice ``lr`` where it has none.
     ``data_seed`` draws the rows of ``train_rows`` and ``dev_rows``; None is ``seed``.
 
     Raises ValueError naming the setting, what it is and what was expected.
@@ -99,8 +97,8 @@ class Settings:
     eps: float = 1e-3
     epochs_dense: float = 3.0
     epochs_reweighted: float = 0.0
-    epochs_retrain: float = 6.0
-    prunings: int = 4
+    epochs_retrain: float = 3.0
+    prunings: int = 2
     gradual: float = 1 / 3
     ramp: float = 0.5
     reweight_every: float | None = None
@@ -177,10 +175,10 @@ class Settings:
             self._check("checkpoint_every", lambda v: v >= 1, "a positive number of steps")
         if self.strength != "auto":
             self._check("strength", lambda v: v >= 0, "'auto' or a number ≥ 0")
-        if self.saliency == "second-order" and self.scope == "row-balanced":
+        if self.saliency in SECOND_ORDER and self.scope == "row-balanced":
             raise ValueError(
-                "finetune: scope is 'row-balanced', expected 'matrix' or 'global' with saliency "
-                "'second-order'"
+                f"finetune: scope is 'row-balanced', expected 'matrix' or 'global' with saliency "
+                f"{self.saliency!r}"
             )
         if self.precompute not in (True, False, "auto"):
             raise ValueError(

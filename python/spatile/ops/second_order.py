@@ -55,23 +55,55 @@ def _prices(order: np.ndarray, cost: np.ndarray, shape: tuple[int, int], p: Patt
     return price
 
 
+def _weighted(
+    op: str, w: Array, row_weight: Array, shape: tuple[int, int]
+) -> tuple[np.ndarray, float]:
+    """Rows times the roots of their weights over the largest weight, and that."""
+    given = np.asarray(to_numpy(op, "row_weight", row_weight), np.float64)
+    if given.shape != (shape[0],):
+        raise ValueError(f"{op}: row_weight.shape is {given.shape}, expected ({shape[0]},)")
+    wrong = given[~(np.isfinite(given) & (given >= 0))]
+    if wrong.size:
+        raise ValueError(f"{op}: row_weight holds {wrong[0]:g}, expected numbers of at least 0")
+    most = float(given.max())
+    root = np.sqrt(given / most) if most > 0 else given
+    matrix = to_numpy(op, "w", w)
+    if matrix.dtype.itemsize > 4 or matrix.dtype.kind in "iub":
+        return matrix, most  # which the core refuses by name
+    return matrix.astype(np.float32) * root[:, None].astype(np.float32), most
+
+
 def _removals(
-    op: str, index: int, w: Array, gram: Array, pattern: Pattern, damping: float
+    op: str,
+    index: int,
+    w: Array,
+    gram: Array,
+    pattern: Pattern,
+    damping: float,
+    row_weight: Array | None = None,
 ) -> Removals:
     name = "w" if index < 0 else f"w[{index}]"
     shape = matrix_shape(op, name, w)
     kind_of(op, "gram" if index < 0 else f"gram[{index}]", gram)
     grid = pattern.mask_shape(shape)
     order, cost = empty(w, grid, "int64"), empty(w, grid, "float64")
-    _core.second_order_removals(op, index, w, *grid_of(shape, pattern), gram, damping, order, cost)
+    seen, most = (w, 1.0) if row_weight is None else _weighted(op, w, row_weight, shape)
+    grid_shape = grid_of(shape, pattern)
+    _core.second_order_removals(op, index, seen, *grid_shape, gram, damping, order, cost)
     price = empty(w, grid, "float64")
     arrays = (to_numpy(op, "order", order), to_numpy(op, "cost", cost))
+    arrays[1][...] *= most
     to_numpy(op, "price", price)[...] = _prices(*arrays, shape, pattern)
     return Removals(order, cost, price)
 
 
 def second_order_removals(
-    w: Array, gram: Array, *, pattern: PatternLike, damping: float = 0.01
+    w: Array,
+    gram: Array,
+    *,
+    pattern: PatternLike,
+    damping: float = 0.01,
+    row_weight: Array | None = None,
 ) -> Removals:
     """The order in which each block of a matrix would lose its groups, and what each costs.
 
@@ -93,6 +125,8 @@ def second_order_removals(
     gram : (in, in) float32 or float64, XᵀX of the inputs X (rows, in) that the matrix sees
     pattern : what a group is; a pattern or its name
     damping : above 0; what is added to the gram's diagonal, relative to its mean
+    row_weight : (out,) at least 0: how much the square of an error of each output counts, such as
+        the mean square of the gradient of what comes after with respect to it; default: 1
 
     Returns
     -------
@@ -111,7 +145,8 @@ def second_order_removals(
     >>> sp.second_order_removals(w, np.eye(3), pattern="column").order.tolist()
     [[0, 2, 1]]
     """
-    return _removals("second_order_removals", -1, w, gram, as_pattern(pattern), damping)
+    op = "second_order_removals"
+    return _removals(op, -1, w, gram, as_pattern(pattern), damping, row_weight)
 
 
 def _masks(found: list[Removals], op: str, sparsity: float, relative: bool) -> list[Array]:
@@ -140,9 +175,11 @@ def _masks(found: list[Removals], op: str, sparsity: float, relative: bool) -> l
     return masks
 
 
-def _allocate(op: str, found: list[Removals], sparsity: float, scope: str) -> list[Array]:
+def _allocate(
+    op: str, found: list[Removals], sparsity: float, scope: str, relative: bool = True
+) -> list[Array]:
     if scope == "global":
-        return _masks(found, op, sparsity, relative=True)
+        return _masks(found, op, sparsity, relative)
     return [_masks([r], op, sparsity, relative=False)[0] for r in found]
 
 
@@ -160,6 +197,7 @@ def second_order_mask(
     *,
     sparsity: float,
     scope: Literal["matrix", "global"] = "matrix",
+    relative: bool = True,
 ) -> Array | list[Array]:
     """Which groups go: the cheapest removals over all blocks, each block's in its own order.
 
@@ -171,8 +209,9 @@ def second_order_mask(
     ----------
     removals : of one matrix, or a list
     sparsity : in [0, 1), the fraction of groups to prune
-    scope : the groups of one matrix compete, or those of all together ("global"); then prices count
-        relative to each matrix's output, tr(W·H·Wᵀ), which is the sum of its costs
+    scope : the groups of one matrix compete, or those of all together ("global")
+    relative : globally, prices count relative to each matrix's output, tr(W·H·Wᵀ), which is the sum
+        of its costs; False: as they are, where row weights made costs of several matrices alike
 
     Returns
     -------
@@ -197,7 +236,7 @@ def second_order_mask(
         if not isinstance(r, Removals):
             raise TypeError(f"{op}: removals[{i}] is a {type(r).__name__}, expected Removals")
     _check_choice(op, sparsity, scope)
-    masks = _allocate(op, listed, sparsity, scope)
+    masks = _allocate(op, listed, sparsity, scope, relative)
     return masks[0] if one else masks
 
 

@@ -88,14 +88,20 @@ def _greedy(w: Float, h: Float, groups: list[NDArray[np.int64]]) -> tuple[list[i
 
 
 def second_order_removals(
-    w: ArrayLike, gram: ArrayLike, *, pattern: PatternLike, damping: float = 0.01
+    w: ArrayLike,
+    gram: ArrayLike,
+    *,
+    pattern: PatternLike,
+    damping: float = 0.01,
+    row_weight: ArrayLike | None = None,
 ) -> Removals:
     """The order in which each block of ``w`` (out, in) would lose its groups, one at a time.
 
     Removing the columns q from a block costs Σ_rows w_q·((H⁻¹)_qq)⁻¹·w_qᵀ. The cheapest per weight
     goes (of equals the last); then w ← w − w_q·((H⁻¹)_qq)⁻¹·(H⁻¹)_q,: and
     H⁻¹ ← H⁻¹ − (H⁻¹)_:,q·((H⁻¹)_qq)⁻¹·(H⁻¹)_q,:. An input that never was anything but zero (its
-    diagonal entry is 0) makes its weights free.
+    diagonal entry is 0) makes its weights free. ``row_weight`` (out,) is how much each row counts
+    in these sums; default 1.
 
     >>> found = second_order_removals([[1.0, 3.0, 2.0]], np.eye(3), pattern="column")
     >>> found.order.tolist(), found.cost.round(2).tolist()
@@ -106,6 +112,8 @@ def second_order_removals(
     shape = (weights.shape[0], weights.shape[1])
     rows, groups = _bands(shape, pattern)
     weights = np.where(np.diagonal(g) == 0, 0.0, weights)
+    if row_weight is not None:
+        weights = weights * np.sqrt(np.asarray(row_weight, np.float64))[:, None]
     found = [_greedy(weights[band], h, groups) for band in rows]
     grid = (len(rows), len(groups))
     order = np.array([o for o, _ in found], np.int64).reshape(grid)
@@ -131,13 +139,18 @@ def _mask(removals: Sequence[Removals], relative: bool, sparsity: float) -> list
 
 
 def second_order_mask(
-    removals: Removals | Sequence[Removals], *, sparsity: float, scope: str = "matrix"
+    removals: Removals | Sequence[Removals],
+    *,
+    sparsity: float,
+    scope: str = "matrix",
+    relative: bool = True,
 ) -> Mask | list[Mask]:
     """Which groups go: the cheapest removals over all blocks, each block's in its own order.
 
     Of the n groups of a matrix, or of all matrices ("global"), min(floor(sparsity·n + 0.5), n − 1)
     go, those of the lowest price; of equals the earlier is kept. Across matrices a price counts
-    relative to its matrix's output, tr(W·H·Wᵀ), which is the sum of its costs.
+    relative to its matrix's output, tr(W·H·Wᵀ), which is the sum of its costs, unless ``relative``
+    is False.
 
     >>> found = second_order_removals([[1.0, 3.0, 2.0]], np.eye(3), pattern="column")
     >>> second_order_mask(found, sparsity=0.5).tolist()
@@ -149,7 +162,7 @@ def second_order_mask(
     if scope not in ("matrix", "global"):
         raise ValueError(f"second_order_mask: scope is {scope!r}, expected 'matrix' or 'global'")
     if scope == "global":
-        masks = _mask(listed, True, sparsity)
+        masks = _mask(listed, relative, sparsity)
     else:
         masks = [_mask([found], False, sparsity)[0] for found in listed]
     return masks[0] if isinstance(removals, Removals) else masks

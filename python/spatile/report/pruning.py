@@ -14,7 +14,9 @@ _RANKED_BY = {
     "magnitude": "by norm",
     "movement": "by movement, the gradients since the last pruning",
     "taylor": "by the loss's first-order Taylor estimate since the last pruning",
-    "second-order": "by second order: what the layers' outputs miss least goes, and what is kept "
+    "reconstruction": "by second order: what the layers' outputs miss least goes, and what is kept "
+    "makes up for it",
+    "second-order": "by second order: what the model's output misses least goes, and what is kept "
     "makes up for it",
 }
 _SCOPE = {

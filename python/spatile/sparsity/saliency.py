@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from typing import Literal
 
-__all__ = ["SALIENCIES", "Saliency"]
+__all__ = ["SALIENCIES", "SECOND_ORDER", "Saliency"]
 
 #: See :class:`spatile.torch.Pruner`.
-Saliency = Literal["magnitude", "movement", "taylor", "second-order"]
-SALIENCIES: tuple[Saliency, ...] = ("magnitude", "movement", "taylor", "second-order")
+Saliency = Literal["magnitude", "movement", "taylor", "reconstruction", "second-order"]
+SALIENCIES: tuple[Saliency, ...] = (
+    "magnitude",
+    "movement",
+    "taylor",
+    "reconstruction",
+    "second-order",
+)
+#: Those that look at calibration texts, and have what is kept make up for the rest.
+SECOND_ORDER: tuple[Saliency, ...] = ("reconstruction", "second-order")

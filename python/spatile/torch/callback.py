@@ -14,7 +14,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from spatile.sparsity import Plan, Stages, StageSteps, Structure
-from spatile.sparsity.saliency import Saliency
+from spatile.sparsity.saliency import SECOND_ORDER, Saliency
 from spatile.torch.calibration import calibration_batches, check_indexable
 from spatile.torch.checkpoint import SavedState, weights_checksum, write_state
 from spatile.torch.history import lasso_summary, norm_summary, pruned_fractions
@@ -47,7 +47,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
     one that takes at most the fraction ``shrink`` off the groups at the edge of being pruned
     (:meth:`Pruner.strength_for`), from the norms and learning rates of the run. ``method``,
     ``eps``, ``scope``, ``saliency`` and ``damping`` are :class:`Pruner`'s. ``calibration`` is for
-    saliency ``"second-order"``: batches, or how many rows to draw from the training data, which
+    saliencies of second order: batches, or how many rows to draw from the training data, which
     then must be indexable; None draws as many as hold 25,000 tokens. Where ``stages`` prune
     gradually, each pruning drops more by the same saliency. ``evaluate_when_pruned`` asks the
     Trainer for an evaluation straight after the last pruning, besides its own.
@@ -319,12 +319,11 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         densify(model)
         given = self._calibrate
         batches = None if given is None else (given() if callable(given) else given)
-        second_order = self.saliency == "second-order"
         structure = prune_structure(
             model,
             self.plan,
             batches,
-            saliency="second-order" if second_order else "magnitude",
+            saliency=self.saliency,  # type: ignore[arg-type]
             scope="global" if self.scope == "global" else "matrix",
             fraction=share,
             damping=self.damping,
@@ -387,7 +386,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
     def _calibration(
         self, args: TrainingArguments, dataloader: Any, model: torch.nn.Module
     ) -> Calibration | None:
-        if self.saliency != "second-order" and not self.plan.structure:
+        if self.saliency not in SECOND_ORDER and not self.plan.structure:
             return None
         rows = self.calibration
         if not (rows is None or isinstance(rows, int)):

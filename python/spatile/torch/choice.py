@@ -13,7 +13,7 @@ from spatile import ops
 from spatile.patterns import Pattern
 from spatile.sparsity import PlannedMatrix
 from spatile.sparsity.plan import check_sparsity
-from spatile.sparsity.saliency import SALIENCIES, Saliency
+from spatile.sparsity.saliency import SALIENCIES, SECOND_ORDER, Saliency
 from spatile.torch.distributed import broadcast_from_first
 from spatile.torch.parameters import weight_view
 from spatile.torch.saliency import GradientScores, masks_by_score
@@ -49,9 +49,9 @@ class GroupChoice:
             raise ValueError(f"Pruner: saliency is {saliency!r}, expected one of {listed}")
         if not (math.isfinite(damping) and damping > 0):
             raise ValueError(f"Pruner: damping is {damping}, expected a positive number")
-        if saliency == "second-order" and calibration is None:
+        if saliency in SECOND_ORDER and calibration is None:
             raise ValueError(
-                "Pruner: calibration is None, expected batches for saliency 'second-order'"
+                f"Pruner: calibration is None, expected batches for saliency {saliency!r}"
             )
         if (
             calibration is not None
@@ -87,15 +87,17 @@ class GroupChoice:
             raise ValueError(f"Pruner: fraction is {fraction}, expected a fraction in (0, 1]")
         pools = self._pools(chosen)
         wanted = [(p[0].sparsity if override is None else override) * fraction for p in pools]
-        if chosen != "row-balanced" and self.saliency == "second-order":
+        if chosen != "row-balanced" and self.saliency in SECOND_ORDER:
+            whole = self.saliency == "second-order"
             removals = find_removals(
                 self._model,
                 self._matrices,
                 self._parameters,
                 self._batches(),
                 damping=self.damping,
+                whole_model=whole,
             )
-            masks = removal_masks(pools, removals, wanted, scope=chosen)
+            masks = removal_masks(pools, removals, wanted, scope=chosen, relative=not whole)
         else:
             masks = {}
             for pool, target in zip(pools, wanted, strict=True):
@@ -111,7 +113,7 @@ class GroupChoice:
         """
         if self.gradients is not None:
             self.gradients.clear()
-        if self.saliency != "second-order":
+        if self.saliency not in SECOND_ORDER:
             return {}
         errors = compensate(
             self._model,
@@ -167,9 +169,9 @@ class GroupChoice:
             raise ValueError(
                 f"Pruner: scope is {scope!r}, expected 'matrix', 'global' or 'row-balanced'"
             )
-        if scope == "row-balanced" and self.saliency == "second-order":
+        if scope == "row-balanced" and self.saliency in SECOND_ORDER:
             raise ValueError(
-                "Pruner: scope is 'row-balanced', expected 'matrix' or 'global' with saliency "
-                "'second-order'"
+                f"Pruner: scope is 'row-balanced', expected 'matrix' or 'global' with saliency "
+                f"{self.saliency!r}"
             )
         return scope

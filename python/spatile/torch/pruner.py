@@ -59,10 +59,12 @@ class Pruner:
     ``saliency`` says which groups :meth:`prune` drops: those of lowest norm (``"magnitude"``); by
     gradients that :meth:`before_step` sees, those that training moves towards zero
     (``"movement"``) or whose absence the loss would feel least (``"taylor"``), both summed over the
-    steps since the last pruning; or by ``"second-order"``, those that the layers' outputs miss
-    least on ``calibration``, after which the kept weights make up for them
-    (:func:`spatile.second_order_prune`; ``damping`` is its). ``calibration`` holds batches as the
-    model takes them, without labels, or is a function that gives them; a few hundred texts will do.
+    steps since the last pruning; by ``"second-order"``, those whose absence changes the model's
+    output least on ``calibration``, or by ``"reconstruction"`` that of their own layer; after both
+    the kept weights make up for them (:func:`spatile.second_order_removals`, with
+    :func:`output_sensitivities` as row weights or without; ``damping`` is its). ``calibration``
+    holds batches as the model takes them, without labels, or is a function that gives them; a few
+    hundred texts will do.
 
     Mixed precision: under autocast parameters and gradients are float32 and nothing changes. With
     a GradScaler, unscale first (``scaler.unscale_(optimizer)``, then clipping, then

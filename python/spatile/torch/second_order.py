@@ -1,7 +1,9 @@
 """Second-order pruning of a whole model: layer by layer, on the inputs that texts give.
 
 Source: the optimal-brain-surgeon family (Hassibi and Stork 1993) applied to a transformer's layers
-one after another, as SparseGPT (Frantar and Alistarh 2023) and ZipLM (Kurtic et al. 2023) do.
+one after another, as SparseGPT (Frantar and Alistarh 2023) and ZipLM (Kurtic et al. 2023) do. What
+an error of a layer's output means for the model is taken from the diagonal of the Gauss-Newton
+matrix: without it a layer's most pointless outputs count as much as those that decide.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from spatile.ops import Removals
 from spatile.sparsity import PlannedMatrix
 from spatile.torch.calibration import LayerWalk
 from spatile.torch.parameters import weight_view
+from spatile.torch.sensitivity import output_sensitivities
 
 __all__ = ["compensate", "find_removals", "removal_masks"]
 
@@ -31,13 +34,20 @@ def find_removals(
     batches: Batches,
     *,
     damping: float = 0.01,
+    whole_model: bool = True,
 ) -> dict[str, Removals]:
     """What each group's removal would cost, by matrix name; changes nothing.
 
-    ``batches`` are what :class:`LayerWalk` takes. Raises ValueError for a matrix that is in no
-    layer of the encoder, and as :func:`spatile.second_order_removals` does.
+    The cost is what the model's output loses (:func:`output_sensitivities`), the same measure for
+    all matrices; without ``whole_model`` it is what the matrix's own output loses. ``batches``
+    are what :class:`LayerWalk` takes. Raises ValueError for a matrix that is in no layer of the
+    encoder, and as :func:`spatile.second_order_removals` does.
     """
     found: dict[str, Removals] = {}
+    batches = list(batches)
+    weights: dict[str, torch.Tensor] = {}
+    if whole_model:
+        weights = output_sensitivities(model, _modules(matrices), batches)
     with LayerWalk(model, batches) as walk:
         for here in _by_layer(matrices, walk.layers):
             grams = walk.grams(_modules(here), advance=True)
@@ -47,6 +57,7 @@ def find_removals(
                     grams[_module(m)],
                     pattern=m.pattern,
                     damping=damping,
+                    row_weight=_rows(weights.get(_module(m)), m),
                 )
     return {m.name: found[m.name] for m in matrices}
 
@@ -57,12 +68,16 @@ def removal_masks(
     sparsities: Sequence[float],
     *,
     scope: Literal["matrix", "global"],
+    relative: bool = False,
 ) -> dict[str, torch.Tensor]:
     """The masks at one sparsity for each pool of matrices (see second_order_mask), by name."""
     masks: dict[str, torch.Tensor] = {}
     for pool, sparsity in zip(pools, sparsities, strict=True):
         found = ops.second_order_mask(
-            [removals[m.name] for m in pool], sparsity=sparsity, scope=scope
+            [removals[m.name] for m in pool],
+            sparsity=sparsity,
+            scope=scope,
+            relative=relative,
         )
         masks.update(zip((m.name for m in pool), found, strict=True))
     return masks
@@ -97,6 +112,13 @@ def compensate(
                 weight.copy_(pruned.w)
             walk.advance()
     return {m.name: errors[m.name] for m in matrices}
+
+
+def _rows(weights: torch.Tensor | None, matrix: PlannedMatrix) -> torch.Tensor | None:
+    """Those of a matrix that is some rows of its parameter."""
+    if weights is None or matrix.rows is None:
+        return weights
+    return weights[matrix.rows[0] : matrix.rows[1]]
 
 
 def _module(matrix: PlannedMatrix) -> str:

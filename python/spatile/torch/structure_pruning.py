@@ -20,8 +20,10 @@ from spatile.patterns import Column, Head, Pattern, Row
 from spatile.sparsity import LayerStructure, Plan, Structure
 from spatile.sparsity.matching import match_layers
 from spatile.sparsity.plan import StructureEntry, StructureKind
+from spatile.sparsity.saliency import SECOND_ORDER
 from spatile.torch.calibration import LayerWalk
 from spatile.torch.cascade_pause import without_cascade
+from spatile.torch.sensitivity import model_output, output_sensitivities
 from spatile.torch.structure import (
     EncoderLayers,
     apply_structure,
@@ -72,7 +74,7 @@ def prune_structure(
     plan: Plan,
     batches: Iterable[Mapping[str, torch.Tensor]] | None = None,
     *,
-    saliency: Literal["second-order", "magnitude"] = "second-order",
+    saliency: Literal["second-order", "reconstruction", "magnitude"] = "second-order",
     scope: Scope = "matrix",
     fraction: float = 1.0,
     damping: float = 0.01,
@@ -83,17 +85,19 @@ def prune_structure(
     First layers: each time that one whose absence changes the model's output on ``batches`` least.
     Then heads and neurons, by ``saliency``:
 
-    - ``"second-order"``: those that the outputs of W_O and of the second feed-forward matrix miss
-      least on ``batches``; what stays of these matrices makes up for them, layer by layer on the
-      inputs that the changed layers before give (:func:`spatile.second_order_prune`; ``damping`` is
-      its).
+    - ``"second-order"``: those without which W_O and the second feed-forward matrix cost the
+      model's output least on ``batches``; what stays of these matrices makes up for them, layer by
+      layer on the inputs that the changed layers before give (:func:`spatile.second_order_prune`;
+      ``damping`` is its).
+    - ``"reconstruction"``: likewise, but the matrix's own output counts instead of the model's.
     - ``"magnitude"``: those of lowest norm, over all weights that go with one; needs no batches.
 
     ``scope``: ``"matrix"`` takes the same share of every layer, ``"global"`` ranks the layers that
-    share an entry together, by the error relative to each matrix's output; a layer keeps one head
-    and one neuron at least. ``batches`` are dicts of tensors as the model takes them, without
-    labels: a few hundred texts will do. ``fraction`` in (0, 1] of every sparsity goes; sparsities
-    count from the dense model, so that pruning by and by is one call with rising fractions.
+    share an entry together (for ``"reconstruction"`` by the error relative to each matrix's
+    output); a layer keeps one head and one neuron at least. ``batches`` are dicts of tensors as the
+    model takes them, without labels: a few hundred texts will do. ``fraction`` in (0, 1] of every
+    sparsity goes; sparsities count from the dense model, so that pruning by and by is one call with
+    rising fractions.
     Then the model is cut (:func:`apply_structure`, which says what becomes of ``optimizer``).
     Returns the structure that is left. The plan's matrices are left alone: prune them afterwards.
 
@@ -104,7 +108,7 @@ def prune_structure(
     _check(saliency, scope, fraction)
     structure = apply_structure(model, optimizer=optimizer)
     pools = _pools(encoder_layers(model), plan, structure)
-    needed = [k for k in pools if pools[k] and (k == "layers" or saliency == "second-order")]
+    needed = [k for k in pools if pools[k] and (k == "layers" or saliency in SECOND_ORDER)]
     listed = [] if batches is None else [dict(batch) for batch in batches]
     if needed and not listed:
         given = "None" if batches is None else "empty"
@@ -117,7 +121,10 @@ def prune_structure(
                 structure = structure.with_layers(k for k in structure.layers if k.layer != number)
                 apply_structure(model, structure, optimizer=optimizer)
         job = _Job(model, structure, pools, scope, fraction, damping)
-        left = job.by_norms() if saliency == "magnitude" else job.by_second_order(listed)
+        if saliency == "magnitude":
+            left = job.by_norms()
+        else:
+            left = job.by_second_order(listed, whole_model=saliency == "second-order")
     return apply_structure(model, left, optimizer=optimizer)
 
 
@@ -141,7 +148,7 @@ def layers_left(model: nn.Module, plan: Plan) -> int:
 
 def _check(saliency: str, scope: str, fraction: float) -> None:
     for name, value, expected in (
-        ("saliency", saliency, ("second-order", "magnitude")),
+        ("saliency", saliency, (*SECOND_ORDER, "magnitude")),
         ("scope", scope, ("matrix", "global")),
     ):
         if value not in expected:
@@ -191,11 +198,11 @@ def _least_missed(model: nn.Module, candidates: Sequence[int], batches: Batches)
     model.eval()
     changes: dict[int, float] = {}
     try:
-        whole = [_output(model, batch) for batch in batches]
+        whole = [model_output(model, batch) for batch in batches]
         for i in candidates:
             del modules[i]
             changes[i] = sum(
-                float((_output(model, batch) - before).double().square().sum())
+                float((model_output(model, batch) - before).double().square().sum())
                 for batch, before in zip(batches, whole, strict=True)
             )
             del modules[:]
@@ -205,16 +212,6 @@ def _least_missed(model: nn.Module, candidates: Sequence[int], batches: Batches)
         modules.extend(all_of_them)
         model.train(was_training)
     return min(changes, key=lambda i: changes[i])
-
-
-def _output(model: nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Logits, or hidden states of valid tokens."""
-    out = model(**batch)
-    logits = getattr(out, "logits", None)
-    first: torch.Tensor = out[0] if logits is None else logits
-    mask = batch.get("attention_mask")
-    tokens = first.ndim == 3 and mask is not None and first.shape[:2] == mask.shape
-    return first[mask.bool()] if tokens and mask is not None else first
 
 
 # ---- heads and neurons --------------------------------------------------------------------------
@@ -240,6 +237,7 @@ class _Job:
         self._fraction = fraction
         self._damping = damping
         self._width = self._layers.config.hidden_size // structure.n_heads
+        self._sensitivities: dict[str, torch.Tensor] = {}
 
     def _kept_pools(self, pools: list[_Pool]) -> list[_Pool]:
         """Pools of places in the model as it is, of those layers that are left."""
@@ -255,10 +253,14 @@ class _Job:
             gone[kind] = self._allocate(kind, rankings)
         return self._without(gone)
 
-    def by_second_order(self, batches: Batches) -> Structure:
+    def by_second_order(self, batches: Batches, *, whole_model: bool) -> Structure:
         """What is left where the parts that outputs miss least go; the others make up for them."""
         if not any(self._pools.values()):
             return self._structure
+        if whole_model:
+            places = range(len(self._layers.modules))
+            readers = [self._readers(kind, i)[0] for i in places for kind in self._kinds_of(i)]
+            self._sensitivities = output_sensitivities(self._model, readers, batches)
         gone: dict[StructureKind, dict[int, set[int]]] = {}
         if self._scope == "global":
             with LayerWalk(self._model, batches) as walk:
@@ -316,9 +318,11 @@ class _Job:
             walk.grams([name])[name],
             pattern=pattern,
             damping=self._damping,
+            row_weight=self._sensitivities.get(name),
         )
-        total = float(found.cost.sum())
-        price = found.price[0] / total if total > 0 else torch.zeros_like(found.price[0])
+        price = found.price[0]
+        if not self._sensitivities:  # then only shares of each matrix's output compare
+            price = price / (float(found.cost.sum()) or 1.0)
         return _Ranking(tuple(found.order[0].tolist()), tuple(price.tolist()))
 
     def _allocate(

@@ -1,0 +1,82 @@
+"""How much a model's output changes with what each of its linear layers gives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from spatile.torch.cascade_pause import without_cascade
+from spatile.torch.parameters import unwrap
+
+__all__ = ["model_output", "output_sensitivities"]
+
+
+def output_sensitivities(
+    model: nn.Module, modules: Sequence[str], batches: Iterable[Mapping[str, torch.Tensor]]
+) -> dict[str, torch.Tensor]:
+    """For each feature that ``modules`` give, the sum of (∂ model's output / ∂ feature)².
+
+    Over all tokens of ``batches`` and all numbers of the output, which are the logits, or the
+    hidden states of valid tokens where the model gives no logits: the diagonal of the Gauss-Newton
+    matrix of the output's squared change. Times a feature's mean squared error it says, to second
+    order, what the output loses. The sum over the output's numbers is estimated without bias from
+    one random sign for each (Hutchinson 1989), drawn by a fixed seed; no labels are needed.
+
+    Returns float64 (out,) by module name. Raises ValueError for empty ``batches`` and for a module
+    that does not run. The model is in evaluation mode, keeps all tokens and
+    heads, and no gradient of a parameter is touched, meanwhile.
+    """
+    inner = unwrap(model)
+    named = dict(inner.named_modules())
+    found: dict[str, torch.Tensor] = {}
+    outputs: dict[str, torch.Tensor] = {}
+
+    def listen(name: str) -> Any:
+        def hear(module: nn.Module, args: Any, out: torch.Tensor) -> None:
+            outputs[name] = out if out.requires_grad else out.requires_grad_()
+
+        return hear
+
+    training = {m: m.training for m in inner.modules()}
+    hooks = [named[name].register_forward_hook(listen(name)) for name in modules]
+    signs = torch.Generator().manual_seed(0)
+    try:
+        inner.eval()
+        with torch.enable_grad(), without_cascade(inner):
+            for batch in batches:
+                outputs.clear()
+                out = model_output(inner, batch)
+                drawn = torch.randint(0, 2, out.shape, generator=signs).to(out) * 2 - 1
+                names = list(outputs)
+                gradients = torch.autograd.grad(
+                    (out * drawn).sum(), [outputs[name] for name in names], allow_unused=True
+                )
+                for name, gradient in zip(names, gradients, strict=True):
+                    if gradient is None:  # nothing of the output depends on it
+                        gradient = torch.zeros_like(outputs[name])
+                    sums = gradient.flatten(0, -2).double().square().sum(0)
+                    found[name] = found[name] + sums if name in found else sums
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, was in training.items():
+            module.training = was
+    if not outputs:
+        raise ValueError("output_sensitivities: batches is empty, expected at least one batch")
+    missing = [name for name in modules if name not in found]
+    if missing:
+        raise ValueError(f"output_sensitivities: {missing[0]} did not run")
+    return found
+
+
+def model_output(model: nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Logits, or hidden states of valid tokens."""
+    out = model(**batch)
+    logits = getattr(out, "logits", None)
+    first: torch.Tensor = out[0] if logits is None else logits
+    mask = batch.get("attention_mask")
+    tokens = first.ndim == 3 and mask is not None and first.shape[:2] == mask.shape
+    return first[mask.bool()] if tokens and mask is not None else first
