@@ -15,7 +15,7 @@ from spatile.finetune.metrics import f1, paired_difference
 from spatile.sweep import read_rows, summarize, write_document
 from spatile.sweep.document import render_document
 from spatile.sweep.rows import COLUMNS, decode, dev_order, encode, write_rows
-from spatile.sweep.summary import break_even, compare_methods
+from spatile.sweep.summary import _Scores, break_even, compare_methods
 from spatile.sweep.tables import tables_of
 
 from .conftest import document
@@ -81,6 +81,17 @@ def test_seeds_that_differ_widen_the_interval() -> None:
     apart = document({("tile", "a", 0.5): [noisy(5, 1), noisy(35, 2)]}, labels=LABELS, dense=dense)
     widths = [s.loss.high - s.loss.low for s in (summarize(alike)[0], summarize(apart)[0])]
     assert widths[1] > 1.5 * widths[0]
+
+
+def test_few_seeds_widen_the_interval_as_students_t_does() -> None:
+    """Where dev rows decide nothing, it is that of the mean of three numbers."""
+    values = np.array([0.80, 0.83, 0.90])
+    series = np.repeat(values[:, None], 1 + 2000, axis=1)
+    scores = _Scores(two_seeds(), "accuracy")
+    found = scores.estimate(series)
+    half = 4.302653 * values.std(ddof=1) / np.sqrt(3)
+    assert found.high - found.low == pytest.approx(2 * half, rel=0.15)
+    assert found.low < values.mean() < found.high
 
 
 def test_the_floor_is_cleared_only_by_more_than_the_interval() -> None:

@@ -24,6 +24,8 @@ __all__ = [
     "percentiles",
     "resampled_cells",
     "resampled_indices",
+    "student_quantile",
+    "widening",
     "wilson",
 ]
 
@@ -78,6 +80,40 @@ def percentiles(values: Floats) -> tuple[float, float]:
     """2.5 and 97.5 % points of the resamples in which the score is defined (not NaN)."""
     low, high = np.nanpercentile(values, [2.5, 97.5])
     return float(low), float(high)
+
+
+def widening(*, rows: float, seeds: float, count: int) -> float:
+    """By how much an interval from resampled rows and seeds must grow for ``count`` seeds.
+
+    ``rows`` and ``seeds`` are the variances of the mean that come of either. Drawing from ``count``
+    seeds shows only (count − 1)/count of the latter, and the normal distribution's quantile knows
+    nothing of its being estimated: Student's t does, with Satterthwaite's degrees of freedom
+    (Biometrics Bulletin 2, 1946).
+
+    >>> round(widening(rows=0.0, seeds=1.0, count=3), 2), widening(rows=1.0, seeds=0.0, count=3)
+    (2.69, 1.0)
+    """
+    if seeds <= 0.0 or count < 2:
+        return 1.0
+    freedom = (count - 1) * ((rows + seeds) / seeds) ** 2
+    shown = rows + seeds * (count - 1) / count
+    return student_quantile(freedom) / _Z * math.sqrt((rows + seeds) / shown)
+
+
+def student_quantile(freedom: float) -> float:
+    """Student's t at 97.5 %, for any number of degrees of freedom from 1 on.
+
+    With t = √ν·tan θ its density over θ is proportional to cos(θ)^(ν − 1).
+
+    >>> [round(student_quantile(n), 3) for n in (1, 2, 10, 1e9)]
+    [12.706, 4.303, 2.228, 1.96]
+    """
+    if freedom > 1e5:
+        return _Z
+    angle = np.linspace(0.0, math.pi / 2, 200_001)
+    density = np.cos(angle) ** (freedom - 1)
+    share = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
+    return math.sqrt(freedom) * math.tan(float(np.interp(0.95 * share[-1], share, angle)))
 
 
 # ---- scores of a confusion table

@@ -21,8 +21,9 @@ _INTRODUCTION = """\
 What pruning costs, measured: every table is made from the rows beside it, and these by the command
 above it. All models of a seed start from the same dense model, are pruned, and are scored on the
 dev rows. Differences are paired: pruned less dense of the same seed, on the same dev rows.
-Intervals hold 95 % and come of resampling dev rows and seeds; with three seeds or fewer they are
-somewhat too narrow. A score that is not above the majority class's says that nothing was learned.
+Intervals hold 95 % and come of resampling dev rows and seeds, widened as Student's t asks for so
+few seeds; with one seed they know nothing of how seeds differ. A score that is not above the
+majority class's says that nothing was learned.
 """
 
 

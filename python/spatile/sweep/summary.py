@@ -19,6 +19,7 @@ from spatile.finetune.intervals import (
     matthews_of_cells,
     percentiles,
     resampled_indices,
+    widening,
 )
 from spatile.sweep.configuration import Configuration
 from spatile.sweep.rows import decode
@@ -97,8 +98,9 @@ def summarize(document: Mapping[str, Any], metric: str | None = None) -> list[Su
     rows are drawn with replacement, the same rows for all seeds, for pruned and for dense models,
     and then the seeds are. So they cover what another dev set of the size and other seeds would
     have given, on the training rows that these models saw; they are not adjusted for there being
-    many configurations. Few seeds show too little of how seeds differ: with two or three the
-    intervals are somewhat too narrow, and with one they know nothing of it.
+    many configurations. Few seeds show too little of how seeds differ, so the percentiles are
+    widened by as much as Student's t asks for (:func:`widening`); with one seed they know nothing
+    of it.
 
     Raises ValueError naming the configuration that lacks a seed, has one twice, or is scored on
     another number of dev rows than the others.
@@ -257,7 +259,13 @@ class _Scores:
             return Estimate(math.nan, math.nan, math.nan)
         drawn = np.random.default_rng(1).integers(count, size=(count, RESAMPLES))
         means = series[drawn, 1 + np.arange(RESAMPLES)].mean(axis=0)
-        return Estimate(value, *percentiles(means))
+        wider = widening(
+            rows=float(np.nanvar(series[:, 1:].mean(axis=0))),
+            seeds=float(np.var(series[:, 0], ddof=1)) / count if count > 1 else 0.0,
+            count=count,
+        )
+        low, high = (value + wider * (end - value) for end in percentiles(means))
+        return Estimate(value, low, high)
 
     def _of(self, name: str) -> Floats:
         if name not in self._found:
