@@ -116,7 +116,7 @@ def test_plots_leave_other_figures_alone(report: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "is not valid JSON"),
+        ("{", "not valid JSON"),
         ("[]", "format is not 'spatile.report'"),
         (json.dumps({"format": "spatile.run"}), "format is not 'spatile.report'"),
         (

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spatile.finetune.settings import Settings
-from spatile.sparsity import write_atomically
+from spatile.sparsity import read_document, write_atomically
 
 __all__ = ["RunFolder", "disk_is_full", "write_folder"]
 
@@ -80,22 +80,12 @@ class RunFolder:
         one of a newer version.
         """
         folder = Path(path)
-        file = folder / "run.json"
-        try:
-            state = json.loads(file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise FileNotFoundError(
-                f"{folder}: no run.json, expected the folder of a run"
-            ) from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{file}: not valid JSON ({error})") from None
-        if not isinstance(state, dict) or state.get("format") != _FORMAT:
-            raise ValueError(f"{file}: format is not {_FORMAT!r}")
-        if state.get("version") != _VERSION:
-            raise ValueError(
-                f"{file}: version is {state.get('version')!r}, expected {_VERSION}: it was written "
-                f"by another version of spatile"
-            )
+        state = read_document(
+            folder / "run.json",
+            format=_FORMAT,
+            version=_VERSION,
+            missing=f"{folder}: no run.json, expected the folder of a run",
+        )
         return cls(folder, state)
 
     @property

@@ -19,7 +19,7 @@ from spatile.finetune.run_folder import RunFolder
 from spatile.finetune.settings import Settings
 from spatile.finetune.weights import resolve_model
 from spatile.report import read_report
-from spatile.sparsity import Plan, write_atomically
+from spatile.sparsity import Plan, read_document, write_atomically
 
 __all__ = ["Search", "check_target_loss", "search_sparsity"]
 
@@ -127,19 +127,12 @@ class Search:
 
         Raises FileNotFoundError where there is none, ValueError for another or a damaged one.
         """
-        file = Path(path) / "search.json"
-        try:
-            state = json.loads(file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise FileNotFoundError(
-                f"{path}: no search.json, expected the folder of a search"
-            ) from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{file}: not valid JSON ({error})") from None
-        if not isinstance(state, dict):
-            raise ValueError(f"{file}: format is not {_FORMAT!r}, version {_VERSION}")
-        if state.get("format") != _FORMAT or state.get("version") != _VERSION:
-            raise ValueError(f"{file}: format is not {_FORMAT!r}, version {_VERSION}")
+        state = read_document(
+            Path(path) / "search.json",
+            format=_FORMAT,
+            version=_VERSION,
+            missing=f"{path}: no search.json, expected the folder of a search",
+        )
         saved = Settings.from_dict(state.pop("settings"))
         now = dict(asked or {})
         before = {name: state[name] for name in now}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from spatile.sparsity.files import write_atomically
+from spatile.sparsity.files import read_document, write_atomically
 from spatile.sparsity.layouts import DEFAULT_TARGETS, Matrix, find_matrices
 from spatile.sparsity.matching import PlannedMatrix, match
 from spatile.sparsity.plan import Plan, PlanEntry, StructureEntry, attention_multiply_adds
@@ -25,5 +25,6 @@ __all__ = [
     "attention_multiply_adds",
     "find_matrices",
     "match",
+    "read_document",
     "write_atomically",
 ]

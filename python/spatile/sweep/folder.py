@@ -18,7 +18,7 @@ from typing import Any
 
 from spatile.finetune.dense_start import DENSE_FIELDS
 from spatile.finetune.run_folder import RunFolder, write_folder
-from spatile.sparsity import write_atomically
+from spatile.sparsity import read_document, write_atomically
 from spatile.sweep.spec import Cell, Spec
 
 __all__ = ["SweepFolder"]
@@ -51,22 +51,12 @@ class SweepFolder:
 
         Raises FileNotFoundError where there is none, ValueError for a damaged ``sweep.json``.
         """
-        file = Path(path) / "sweep.json"
-        try:
-            state = json.loads(file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise FileNotFoundError(
-                f"{path}: no sweep.json, expected the folder of a sweep"
-            ) from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{file}: not valid JSON ({error})") from None
-        if not isinstance(state, dict) or state.get("format") != _FORMAT:
-            raise ValueError(f"{file}: format is not {_FORMAT!r}")
-        if state.get("version") != _VERSION:
-            raise ValueError(
-                f"{file}: version is {state.get('version')!r}, expected {_VERSION}: it was written "
-                f"by another version of spatile"
-            )
+        state = read_document(
+            Path(path) / "sweep.json",
+            format=_FORMAT,
+            version=_VERSION,
+            missing=f"{path}: no sweep.json, expected the folder of a sweep",
+        )
         return cls(Path(path), Spec.from_dict(state.pop("spec")), state)
 
     def write(self) -> None:

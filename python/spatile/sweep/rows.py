@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from spatile.finetune.data.task import Task
 from spatile.finetune.tasks import predictions_of
-from spatile.sparsity import write_atomically
+from spatile.sparsity import read_document, write_atomically
 from spatile.sweep.configuration import Configuration
 
 __all__ = ["COLUMNS", "decode", "dev_order", "encode", "read_rows", "write_rows"]
@@ -127,19 +127,12 @@ def read_rows(path: str | os.PathLike[str]) -> dict[str, Any]:
     without one of its keys, and for predictions of another number of dev rows than there are.
     """
     file = Path(path) / "rows.json" if Path(path).is_dir() else Path(path)
-    try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{file}: no such file, expected the rows of a sweep") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file}: not valid JSON ({error})") from None
-    if not isinstance(document, dict) or document.get("format") != _FORMAT:
-        raise ValueError(f"{file}: format is not {_FORMAT!r}")
-    if document.get("version") != _VERSION:
-        raise ValueError(
-            f"{file}: version is {document.get('version')!r}, expected {_VERSION}: it was written "
-            f"by another version of spatile"
-        )
+    document = read_document(
+        file,
+        format=_FORMAT,
+        version=_VERSION,
+        missing=f"{file}: no such file, expected the rows of a sweep",
+    )
     for key in _KEYS:
         if key not in document:
             raise ValueError(f"{file}: {key!r} is missing")
