@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import subprocess
@@ -168,6 +169,13 @@ def test_precompute_is_decided_by_counted_work() -> None:
     assert one_head.precompute == (True, True)
     few = Plan.attention_aware({**config, "num_attention_heads": 1}, 0.8, heads=[1, 1])
     assert few.precompute == (True, True)
+    for hidden, heads, sparsity in itertools.product((64, 384), (1, 2, 12), (0.1, 0.5, 0.9, 0.97)):
+        shape = {**config, "hidden_size": hidden, "num_attention_heads": heads}
+        chosen = {
+            Plan.attention_aware(shape, sparsity, heads=[left, left]).precompute
+            for left in range(1, heads + 1)
+        }
+        assert len(chosen) == 1  # however many are left
     # The paper's comparison: merged at a higher sparsity than apart.
     apart = attention_multiply_adds(
         768, 12, 128, value_sparsity=0.5, output_sparsity=0.5, precompute=False

@@ -59,8 +59,11 @@ class StructureEntry:
     ``kind`` is ``"heads"`` (rows of Q, K and V with columns of O), ``"neurons"`` (rows of the first
     feed-forward matrix with columns of the second) or ``"layers"``. ``target`` names layers, as a
     :class:`PlanEntry`'s names matrices (``encoder.layer.1``, ``re:layer\\.[0-3]$``); None means all
-    of them. Of n, min(floor(sparsity·n + 0.5), n − 1) go. Raises ValueError for an unknown kind, a
-    sparsity outside [0, 1) and a malformed expression.
+    of them. Of a layer's n heads or neurons min(floor(sparsity·n + 0.5), n − 1) go; with scope
+    ``"global"`` n counts those of all the layers together, each of which keeps one. Of n layers
+    floor(sparsity·n + 0.5) go, be it all that are named: one of the whole model stays.
+
+    Raises ValueError for an unknown kind, a sparsity outside [0, 1) and a malformed expression.
     """
 
     kind: StructureKind
@@ -143,8 +146,9 @@ class Plan:
         Per layer, without pre-computation: Q, K tile; V row; O tile. With it: Q, K tile; V dense;
         O row. Feed-forward matrices are tile-pruned in both. Q and K are never row-pruned, which
         the paper found to cost much accuracy. ``precompute="auto"`` takes, layer by layer, the
-        form with fewer multiply-adds by :func:`attention_multiply_adds` at ``tokens`` tokens;
-        ``heads`` gives the heads left in each layer where some were removed.
+        form with fewer multiply-adds by :func:`attention_multiply_adds` at ``tokens`` tokens. Both
+        forms' are in proportion to the heads that a layer has, so it makes no difference how many
+        of them are left, be it by ``heads`` (one number a layer) or by the structure in ``config``.
         """
         left = Structure.of_config(config)
         shape = model_shape(config, n_layers=None if left is None else left.n_layers)
