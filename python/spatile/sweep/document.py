@@ -79,7 +79,8 @@ def _section(document: Mapping[str, Any], file: Path, target: Path) -> str:
 def _where(seconds: float, machine: Mapping[str, Any], *, borrowed: bool) -> str:
     text = f"Took {duration(seconds)}"
     if borrowed:
-        text += ", without the dense models, which are another sweep's,"
+        text += ", without the dense models, which are another sweep's"
+        text += " (without `--dense` this one would train them),"
     if machine:
         text += (
             f" on {machine['processor']}, {machine['cores']} cores, {machine['jobs']} runs at once "
