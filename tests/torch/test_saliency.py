@@ -107,6 +107,20 @@ def test_layer_walk_gives_each_matrix_its_inputs(make_bert: Any) -> None:
         torch.testing.assert_close(grams[name], expected[name], rtol=1e-4, atol=1e-3)
 
 
+def test_autocast_keeps_no_copies_of_weights_that_were_changed(make_bert: Any) -> None:
+    """Layers see what the pruned ones before them give, and so does whoever runs the model next."""
+    weights, outputs = [], []
+    for cached in (True, False):
+        model, given = make_bert().eval(), batches(8)
+        pruner = Pruner(model, TILE, strength=0.0, saliency="reconstruction", calibration=given)
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=cached), torch.no_grad():
+            pruner.prune()
+            outputs.append(model(**given[0]).logits)
+        weights.append({n: p.detach() for n, p in model.named_parameters()})
+    torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=0)
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("saliency", ["second-order", "reconstruction"])
 @pytest.mark.parametrize("scope", ["matrix", "global"])
 def test_second_order_is_the_references_layer_by_layer(

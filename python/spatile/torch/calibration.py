@@ -103,6 +103,7 @@ class LayerWalk:
         value: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        torch.clear_autocast_cache()
         self._calls.clear()
         for module, training in self._training.items():
             module.training = training
@@ -123,6 +124,8 @@ class LayerWalk:
         Raises ValueError for a module that is not in the current layer, or that did not run.
         """
         here = self.layers[self._at]
+        # Autocast would go on with its copies of weights that have been changed since.
+        torch.clear_autocast_cache()
         grams: dict[str, torch.Tensor] = {}
         # Q, K and V see one tensor, one after another; its product is made once.
         last: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -166,6 +169,7 @@ class LayerWalk:
     def advance(self) -> None:
         """Run the current layer and go on to the next one."""
         layer = self._modules[self.layers[self._at]]
+        torch.clear_autocast_cache()
         for i, (args, kwargs) in enumerate(self._calls):
             self._calls[i] = ((_hidden(layer(*args, **kwargs)), *args[1:]), kwargs)
         self._at = min(self._at + 1, len(self.layers) - 1)
@@ -221,8 +225,7 @@ def check_indexable(dataloader: Any) -> None:
         or not hasattr(data, "__len__")
     ):
         raise ValueError(
-            "PruningCallback: the training data can't be indexed, expected calibration=batches "
-            "for saliency 'second-order'"
+            "PruningCallback: the training data can't be indexed, expected calibration=batches"
         )
 
 
