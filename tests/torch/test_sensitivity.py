@@ -7,11 +7,16 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification, BertModel
+from transformers import (
+    BertConfig,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertModel,
+)
 
 from spatile.sparsity import Plan
-from spatile.torch import Pruner
-from spatile.torch.sensitivity import output_sensitivities
+from spatile.torch import Pruner, prune_structure
+from spatile.torch.sensitivity import model_output, output_sensitivities
 
 Q = "bert.encoder.layer.0.attention.self.query"
 UP, DOWN = (f"bert.encoder.layer.1.{n}.dense" for n in ("intermediate", "output"))
@@ -130,3 +135,58 @@ def test_what_the_output_never_reads_goes_first() -> None:
         kept[saliency] = pruner.choose_masks()[UP]
     assert kept["second-order"].tolist() == [[False] * 2] * 2 + [[True] * 2] * 2
     assert kept["reconstruction"][:2].all()
+
+
+def test_starts_and_ends_of_valid_tokens_are_the_output_of_a_reader() -> None:
+    torch.manual_seed(0)
+    model = BertForQuestionAnswering(small(labels=2).config).eval()
+    given = batches(1)[0]
+    out = model_output(model, given)
+    assert out.shape == (int(given["attention_mask"].sum()), 2)
+    with torch.no_grad():
+        model.qa_outputs.weight[0] = 0  # ends alone
+    found = output_sensitivities(model, [Q, DOWN], [given])
+    assert all(bool(weights.any()) for weights in found.values())
+
+
+def test_a_tensor_is_an_output_as_it_is() -> None:
+    class Logits(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.classifier = small()
+
+        def forward(self, **batch: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = self.classifier(**batch).logits
+            return logits
+
+    given = batches()
+    found = output_sensitivities(Logits().eval(), [f"classifier.{Q}"], given)
+    torch.testing.assert_close(
+        found[f"classifier.{Q}"], output_sensitivities(small(), [Q], given)[Q]
+    )
+
+
+@pytest.mark.parametrize("scope", ["matrix", "global"])
+def test_a_model_whose_output_is_constant_is_refused(scope: Any) -> None:
+    model = small()
+    nn.init.zeros_(model.classifier.weight)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    plan = Plan.uniform("tile", 0.5)
+    pruner = Pruner(
+        model, plan, strength=0.0, saliency="second-order", scope=scope, calibration=batches()
+    )
+    with pytest.raises(ValueError, match="depends on none of 12 modules"):
+        pruner.prune()
+    plan = Plan.uniform("tile", 0.0).with_structure(heads=0.5)
+    with pytest.raises(ValueError, match="depends on none of 2 modules"):
+        prune_structure(model, plan, batches(), scope=scope)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter, before[name], rtol=0, atol=0)
+
+
+def test_weights_that_are_nan_are_named_by_the_layer() -> None:
+    model = small()
+    with torch.no_grad():
+        model.get_submodule(UP).weight[0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"the gradient at .* holds NaN or infinity"):
+        output_sensitivities(model, [Q, UP], batches())

@@ -19,15 +19,18 @@ def output_sensitivities(
 ) -> dict[str, torch.Tensor]:
     """For each feature that ``modules`` give, the sum of (∂ model's output / ∂ feature)².
 
-    Over all tokens of ``batches`` and all numbers of the output, which are the logits, or the
-    hidden states of valid tokens where the model gives no logits: the diagonal of the Gauss-Newton
-    matrix of the output's squared change. Times a feature's mean squared error it says, to second
-    order, what the output loses. The sum over the output's numbers is estimated without bias from
-    one random sign for each (Hutchinson 1989), drawn by a fixed seed; no labels are needed.
+    Over all tokens of ``batches`` and all numbers of the output, which are the logits (of starts
+    and of ends, too), or the hidden states of valid tokens where the model gives none: the diagonal
+    of the Gauss-Newton matrix of the output's squared change. Times a feature's mean squared error
+    it says, to second order, what the output loses, were a token's error independent of its
+    gradient. The sum over the output's numbers is estimated without bias from one random sign for
+    each (Hutchinson 1989), drawn by a fixed seed; no labels are needed.
 
-    Returns float64 (out,) by module name. Raises ValueError for empty ``batches`` and for a module
-    that does not run. The model is in evaluation mode, keeps all tokens and
-    heads, and no gradient of a parameter is touched, meanwhile.
+    Returns float64 (out,) by module name. Raises ValueError for empty ``batches``, for a module
+    that does not run, for gradients that are NaN or infinite, and where the output depends on none
+    of ``modules``, as with a head of zeros: then nothing tells them apart. The model is in
+    evaluation mode, keeps all tokens and heads, and no gradient of a parameter is touched,
+    meanwhile.
     """
     inner = unwrap(model)
     named = dict(inner.named_modules())
@@ -66,17 +69,37 @@ def output_sensitivities(
             module.training = was
     if not outputs:
         raise ValueError("output_sensitivities: batches is empty, expected at least one batch")
-    missing = [name for name in modules if name not in found]
-    if missing:
-        raise ValueError(f"output_sensitivities: {missing[0]} did not run")
+    _check(modules, found)
     return found
+
+
+def _check(modules: Sequence[str], found: Mapping[str, torch.Tensor]) -> None:
+    for name in modules:
+        if name not in found:
+            raise ValueError(f"output_sensitivities: {name} did not run")
+        if not bool(torch.isfinite(found[name]).all()):
+            raise ValueError(
+                f"output_sensitivities: the gradient at {name} holds NaN or infinity, expected "
+                f"finite numbers: are all weights of the model?"
+            )
+    if not any(bool(weights.any()) for weights in found.values()):
+        raise ValueError(
+            f"output_sensitivities: the model's output depends on none of {len(found)} modules, "
+            f"expected one at least: are the weights of its head all zero?"
+        )
 
 
 def model_output(model: nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Logits, or hidden states of valid tokens."""
     out = model(**batch)
-    logits = getattr(out, "logits", None)
-    first: torch.Tensor = out[0] if logits is None else logits
+    first: torch.Tensor
+    if isinstance(out, torch.Tensor):
+        first = out
+    elif getattr(out, "start_logits", None) is not None:  # where an answer starts and ends
+        first = torch.stack((out.start_logits, out.end_logits), dim=-1)
+    else:
+        logits = getattr(out, "logits", None)
+        first = out[0] if logits is None else logits
     mask = batch.get("attention_mask")
     tokens = first.ndim == 3 and mask is not None and first.shape[:2] == mask.shape
     return first[mask.bool()] if tokens and mask is not None else first
