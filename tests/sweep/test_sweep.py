@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,69 @@ def test_a_grid_may_grow_and_only_what_is_new_is_trained(copied: Swept) -> None:
     fresh = [r for r in read_rows(copied.folder)["rows"] if r["sparsity"] == 0.3]
     assert len(fresh) == 8
     assert all(row["latency_ms"] is None for row in fresh)
+
+
+def relative(folder: Path, model: Path, data: Path) -> dict[str, Any]:
+    """Have the sweep in ``folder`` look as if its model and data had been typed beside ``data``."""
+    file = folder / "sweep.json"
+    state: dict[str, Any] = json.loads(file.read_text("utf-8"))
+    state["spec"] |= {"model": os.path.relpath(model, data.parent), "data": data.name}
+    state["spec"]["started_in"] = str(data.parent)
+    file.write_text(json.dumps(state), "utf-8")
+    return state["spec"]
+
+
+def test_a_sweep_goes_on_from_another_working_directory(
+    copied: Swept, tiny_model: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = outcome(copied.folder)
+    typed = relative(copied.folder, tiny_model, tiny_data)
+    monkeypatch.chdir(copied.folder)
+    assert main(["sweep", "--resume", "--out", "."]) == 0
+    assert outcome(copied.folder) == before
+    command = read_rows(copied.folder)["command"]
+    assert f"--model {typed['model']} --data {tiny_data.name} --patterns" in command
+    assert command.endswith("--out copy")
+    # Paths that are typed now are seen from here, and may be other words for the same.
+    again = ["sweep", "--resume", "--out", ".", "--data"]
+    assert main([*again, os.path.relpath(tiny_data)]) == 0
+    assert json.loads((copied.folder / "sweep.json").read_text("utf-8"))["spec"] == typed
+
+
+def test_a_sweep_knows_where_it_was_started(
+    copied: Swept, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_data.parent)
+    spec = replace(SweepFolder.open(copied.folder).spec, data=tiny_data.name, started_in="")
+    SweepFolder.create(copied.folder.with_name("new"), spec, data="0")
+    monkeypatch.chdir(copied.folder)
+    found = SweepFolder.open("../new").spec
+    assert found.data == tiny_data.name
+    assert found.dense_settings(0).data == str(tiny_data)
+
+
+def test_other_data_of_the_same_name_is_refused(
+    copied: Swept, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = SweepFolder.open(copied.folder).spec
+    spec = replace(spec, data=tiny_data.name, started_in=str(tiny_data.parent))
+    shutil.copytree(tiny_data, tmp_path / tiny_data.name)
+    monkeypatch.chdir(tmp_path)
+    other = replace(spec, started_in="")
+    with pytest.raises(ValueError, match=f"data is '{tmp_path}.*, expected '{tiny_data}' as in"):
+        spec.extended(other)
+
+
+def test_a_sweep_that_did_not_note_where_it_was_started_goes_on_from_there(
+    copied: Swept, tiny_model: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = relative(copied.folder, tiny_model, tiny_data)
+    del spec["started_in"]
+    file = copied.folder / "sweep.json"
+    file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | {"spec": spec}), "utf-8")
+    monkeypatch.chdir(tiny_data.parent)
+    assert main(["sweep", "--resume", "--out", str(copied.folder)]) == 0
+    assert SweepFolder.open(copied.folder).spec.started_in == str(tiny_data.parent)
 
 
 def test_what_could_not_be_compared_is_refused(copied: Swept, capsys: Capture) -> None:
@@ -347,8 +411,8 @@ def test_killed_and_resumed_gives_the_same_rows_and_repeats_nothing(
     assert {p: p.stat().st_mtime_ns for p in begun} == begun
 
 
-def test_ctrl_c_says_how_to_go_on_and_leaves_a_sweep_that_resumes(
-    start: Start, long: list[str], whole: Path, tmp_path: Path
+def test_ctrl_c_says_how_to_go_on_and_leaves_a_sweep_that_resumes_wherever_it_is_moved(
+    start: Start, long: list[str], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "sweep"
     process = start([*long, "--out", str(out)])
@@ -361,6 +425,9 @@ def test_ctrl_c_says_how_to_go_on_and_leaves_a_sweep_that_resumes(
         f"spatile: stopped; spatile sweep --resume --out {out} continues the sweep"
     )
     assert "Traceback" not in err
+    # Half-trained cells name the dense model they started from by where it was.
+    moved = out.rename(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
     assert main(["sweep", "--resume", "--jobs=2", "--threads=1", "--timing-rounds=0", "--quiet",
-                 "--out", str(out)]) == 0  # fmt: skip
-    assert outcome(out) == outcome(whole)
+                 "--out", "moved"]) == 0  # fmt: skip
+    assert outcome(moved) == outcome(whole)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -220,6 +221,11 @@ def _spec(given: argparse.Namespace) -> Any:
         **{n: asked[n] for n in ("model", "data", "task", "latency_threads") if n in asked},
         "settings": {**before.get("settings", {}), **settings},
     }
+    for name in ("model", "data"):
+        folder = os.path.expanduser(asked.get(name, ""))
+        if before and os.path.isdir(folder):
+            # The sweep's own relative paths are seen from where it was started.
+            wanted[name] = os.path.abspath(folder)
     try:
         if "patterns" in asked:
             wanted["patterns"] = tuple(asked["patterns"].split(","))

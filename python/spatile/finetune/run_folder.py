@@ -93,6 +93,16 @@ class RunFolder:
         """What the run was asked to do."""
         return Settings.from_dict(self.state["settings"])
 
+    def relocate(self, settings: Settings) -> None:
+        """Note that the model and the data are where ``settings`` says, having been moved or not.
+
+        Whoever calls this knows that the model is the same; rows are compared on resuming.
+        """
+        moved = {name: getattr(settings, name) for name in ("model", "data", "dev_ids")}
+        if self.state["settings"] != self.state["settings"] | moved:
+            self.state["settings"] |= moved
+            self.write()
+
     @property
     def trainer(self) -> Path:
         """Where the Trainer keeps what it needs to resume."""

@@ -105,7 +105,7 @@ def collect(folder: SweepFolder, task: Task, name: str) -> dict[str, Any]:
         "positive": task.positive,
         "majority": _majority(task),
         "model": spec.model,
-        "command": spec.command(folder.path.name, dense=folder.state.get("dense_from")),
+        "command": spec.command(folder.path.resolve().name, dense=folder.state.get("dense_from")),
         "seconds": round(folder.state["seconds"], 1),
         "machine": folder.state.get("machine", {}),
         "train_rows": len(task.train),

@@ -25,6 +25,9 @@ __all__ = ["SweepFolder"]
 
 _FORMAT, _VERSION = "spatile.sweep", 1
 
+# Wherever the data is, its rows are compared.
+_OF_THE_MODEL = DENSE_FIELDS - {"data", "dev_ids"}
+
 
 class SweepFolder:
     """A sweep on disk. Make one with :meth:`create` or :meth:`open`."""
@@ -134,7 +137,7 @@ class SweepFolder:
         for seed in filter(self.has_dense, spec.seeds):
             run = RunFolder.open(self.dense(seed))
             wanted = spec.dense_settings(seed)
-            for name in sorted(DENSE_FIELDS.intersection(run.settings.differences(wanted))):
+            for name in sorted(_OF_THE_MODEL.intersection(run.settings.differences(wanted))):
                 before, now = getattr(run.settings, name), getattr(wanted, name)
                 raise ValueError(
                     f"sweep: {name} is {now!r}, expected {before!r} as in the dense models of "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -58,7 +58,9 @@ class Spec:
     :class:`spatile.finetune.Settings` that all cells share; the method "as-is" trains nothing: it
     runs the dense model on fewer tokens and heads, and belongs to sparsity 0 alone.
     ``keep_tokens`` and ``keep_heads`` are averages over the layers (``Schedule.linear``).
-    ``latency_threads`` is how many threads the packed models are timed on.
+    ``latency_threads`` is how many threads the packed models are timed on. Relative paths are kept
+    as they are, and seen from the folder ``started_in`` (default: the working directory); what is
+    not there is looked for from the working directory.
 
     Raises ValueError naming the argument, what it is and what was expected.
 
@@ -78,10 +80,12 @@ class Spec:
     latency_threads: int = 1
     keep_tokens: tuple[float, ...] = (1.0,)
     keep_heads: tuple[float, ...] = (1.0,)
+    started_in: str = ""
 
     def __post_init__(self) -> None:
         for name in _AXES:
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "started_in", self.started_in or os.getcwd())
         object.__setattr__(self, "methods", {k: dict(v) for k, v in self.methods.items()})
         # Rows that --dev-rows leaves must be the same for all seeds, or nothing could be paired.
         object.__setattr__(self, "settings", {"data_seed": 0, **(self.settings or {})})
@@ -149,7 +153,12 @@ class Spec:
         Raises ValueError where rows of the two could not be compared: another model, data set,
         setting, method of the same name, or number of threads for the timing.
         """
-        for name in ("model", "data", "task", "latency_threads"):
+        for name in ("model", "data"):
+            places = [s._place(getattr(s, name)) for s in (self, other)]
+            if places[0] != places[1]:
+                _check_same(name, getattr(self, name), getattr(other, name))
+            _check_same(name, *places)
+        for name in ("task", "latency_threads"):
             _check_same(name, getattr(self, name), getattr(other, name))
         for name in sorted({*self.shared, *other.shared}):
             default = {f.name: f.default for f in fields(Settings)}.get(name)
@@ -194,13 +203,23 @@ class Spec:
         return cls(**data)
 
     def _settings(self, given: Mapping[str, Any], **cell: Any) -> Settings:
-        data = os.path.expanduser(self.data)
+        given = dict(given)
+        if given.get("dev_ids") is not None:
+            given["dev_ids"] = self._place(given["dev_ids"], os.path.isfile)
         return Settings(
-            model=resolve_model(self.model, op="sweep"),
-            data=os.path.abspath(data) if os.path.isdir(data) else self.data,
+            model=resolve_model(self._place(self.model), op="sweep"),
+            data=self._place(self.data),
             **cell,
             **given,
         )
+
+    def _place(self, name: str, is_there: Callable[[str], bool] = os.path.isdir) -> str:
+        """The absolute path of what may be one; the name itself where nothing is there."""
+        for folder in (self.started_in, os.getcwd()):
+            path = os.path.join(folder, os.path.expanduser(name))
+            if is_there(path):
+                return os.path.abspath(path)
+        return name
 
     def _check(self, cell: Cell) -> None:
         try:

@@ -78,14 +78,19 @@ def _send(out: TextIO, **message: Any) -> None:
 
 def _train(job: dict[str, Any], out: TextIO) -> dict[str, Any]:
     from spatile.finetune.pipeline import finetune
+    from spatile.finetune.run_folder import RunFolder
     from spatile.sparsity import Plan
 
     folder = Path(job["out"])
     started = (folder / "run.json").is_file()
-    if not started:
+    wanted = Settings.from_dict(job["settings"])
+    if started:
+        # The dense model that it started from is in the sweep's folder, wherever that is now.
+        RunFolder.open(folder).relocate(wanted)
+    else:
         # What was killed before it had noted anything has nothing to go on from.
         shutil.rmtree(folder, ignore_errors=True)
-    settings = Settings.from_dict(job["settings"]).to_dict()
+    settings = wanted.to_dict()
     plan = settings.pop("plan")
     finetune(
         out=folder,
