@@ -7,6 +7,7 @@ import math
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -83,6 +84,34 @@ def test_by_length() -> None:
     )
 
 
+def test_no_function_is_asked_about_no_tokens() -> None:
+    schedule = Schedule.by_length(lambda n: max(0.4, min(1.0, 20 / n)))
+    assert schedule.tokens(0, n_layers=3) == (0, 0, 0)
+    assert schedule.heads(8, n_layers=3, length=0) == (8, 8, 8)
+
+
+def test_a_function_is_asked_each_time_and_needs_no_hash() -> None:
+    class Dial:
+        average = 1.0
+        __hash__ = None  # type: ignore[assignment]
+
+        def __call__(self, length: int) -> float:
+            return self.average
+
+    dial = Dial()
+    schedule = Schedule.by_length(dial)
+    assert schedule.tokens(10, n_layers=2) == (10, 10)
+    dial.average = 0.75
+    assert schedule.tokens(10, n_layers=2) == (10, 5)
+
+
+def test_numpys_numbers_are_numbers() -> None:
+    assert Schedule.linear(np.float32(0.5)) == Schedule.linear(0.5)
+    assert Schedule.per_layer(np.array([1, 0.5], np.float32)) == Schedule.per_layer([1, 0.5])
+    by_length = Schedule.by_length(lambda n: np.float32(0.75))
+    assert by_length.tokens(8, n_layers=2) == (8, 4)
+
+
 @pytest.mark.parametrize(
     "schedule",
     [
@@ -123,6 +152,8 @@ def test_other_nonsense_is_refused_by_name() -> None:
         Schedule.linear("0.5")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"schedule: average is True"):
         Schedule.linear(True)
+    with pytest.raises(TypeError, match=r"schedule: keep is 0\.5, expected a fraction for each"):
+        Schedule.per_layer(0.5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"keep of layer 0 is 0\.5, expected 1"):
         Schedule.per_layer([0.5, 0.5])
     with pytest.raises(ValueError, match=r"keep of layer 2 is 0\.6, expected at most 0\.5"):

@@ -146,8 +146,7 @@ class Pruning:
                 tokens = np.maximum(tokens, sums[offsets[1:]] - sums[offsets[:-1]])
         if self.heads is not None:
             columns = [
-                self.heads.heads(a.n_heads, n_layers=a.n_layers, length=max(1, x))
-                for x in lengths.tolist()
+                self.heads.heads(a.n_heads, n_layers=a.n_layers, length=x) for x in lengths.tolist()
             ]
             heads = _if_falling(np.array(columns, np.int64).reshape(n, a.n_layers).T)
         if heads is None and (tokens is None or _if_falling(tokens) is None):

@@ -7,10 +7,11 @@ later one. The first layers are left whole, from there what is kept falls linear
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
+from numbers import Real
 from typing import Any, Literal
 
 __all__ = ["Schedule", "kept_count"]
@@ -32,11 +33,12 @@ def kept_count(keep: float, n: int) -> int:
 
 
 def _fraction(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, Real):  # NumPy's numbers are
         raise TypeError(f"schedule: {name} is {value!r}, expected a fraction in (0, 1]")
-    if not 0.0 < value <= 1.0:  # NaN too
-        raise ValueError(f"schedule: {name} is {value:g}, expected a fraction in (0, 1]")
-    return float(value)
+    fraction = float(value)
+    if not 0.0 < fraction <= 1.0:  # NaN too
+        raise ValueError(f"schedule: {name} is {fraction:g}, expected a fraction in (0, 1]")
+    return fraction
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,11 @@ class Schedule:
         """The fraction for each layer of the model as it runs: 1 for the first, never rising.
 
         Raises ValueError for fractions outside (0, 1], a first one below 1 and one above the one
-        before; a length other than the model's is refused where the model is known.
+        before, TypeError for what are no fractions; a length other than the model's is refused
+        where the model is known.
         """
+        if not isinstance(keep, Iterable):
+            raise TypeError(f"schedule: keep is {keep!r}, expected a fraction for each layer")
         layers = tuple(_fraction(f"keep of layer {i}", value) for i, value in enumerate(keep))
         if layers and layers[0] != 1.0:
             raise ValueError(
@@ -121,7 +126,7 @@ class Schedule:
         Parameters
         ----------
         average : length → average keep, linear between these lengths and constant beyond; or a
-            function of the length
+            function of the length, which is at least 1
         whole : as in :meth:`linear`
 
         >>> Schedule.by_length({12: 0.9, 100: 0.5}).tokens(56, n_layers=3)
@@ -173,6 +178,7 @@ class Schedule:
     def _average_at(self, length: int | None) -> float:
         if length is None:
             raise ValueError("schedule: length is None, expected the input's tokens")
+        length = max(1, length)  # of no tokens none are kept, whatever is said
         if callable(self.averages):
             return _fraction(f"average at length {length}", self.averages(length))
         assert self.averages is not None
@@ -214,11 +220,16 @@ class Schedule:
 
     def tokens(self, length: int, *, n_layers: int) -> tuple[int, ...]:
         """With how many of an input's ``length`` tokens each layer works."""
-        return _counts(self, length, n_layers, "tokens", length)
+        return self._counts(length, n_layers, "tokens", length)
 
     def heads(self, n_heads: int, *, n_layers: int, length: int) -> tuple[int, ...]:
         """With how many of ``n_heads`` heads each layer works on an input of ``length`` tokens."""
-        return _counts(self, n_heads, n_layers, "heads", length)
+        return self._counts(n_heads, n_layers, "heads", length)
+
+    def _counts(self, n: int, n_layers: int, unit: Unit, length: int) -> tuple[int, ...]:
+        # A function need not give the same twice, nor have a hash.
+        counts = _counts if callable(self.averages) else _remembered_counts
+        return counts(self, n, n_layers, unit, length)
 
     # ---- on disk --------------------------------------------------------------------------------
 
@@ -252,6 +263,8 @@ class Schedule:
             raise ValueError(f"{source}: the schedule is damaged ({error})") from None
 
 
-@lru_cache(maxsize=4096)
 def _counts(schedule: Schedule, n: int, n_layers: int, unit: Unit, length: int) -> tuple[int, ...]:
     return tuple(kept_count(keep, n) for keep in schedule.keep(n_layers, unit=unit, length=length))
+
+
+_remembered_counts = lru_cache(maxsize=4096)(_counts)

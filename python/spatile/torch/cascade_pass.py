@@ -35,9 +35,7 @@ class Fractions:
         """(layers, inputs) float64, for inputs of these lengths in tokens."""
         rows = {}
         for length in set(lengths.tolist()):
-            keep = self.schedule.keep(
-                n_layers, unit=unit, length=max(1, length) if unit == "heads" else length
-            )
+            keep = self.schedule.keep(n_layers, unit=unit, length=length)
             if self.progress < 1.0:
                 keep = tuple(1.0 - self.progress * (1.0 - k) for k in keep)
             rows[length] = keep
