@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from spatile.cli import main
+from spatile.finetune import RunFolder
 from spatile.finetune.data import load_task
 from spatile.inference import Encoder
 from spatile.sparsity import Schedule
@@ -74,3 +75,21 @@ def test_every_configuration_is_timed_with_its_schedules(kept: Path) -> None:
     for words in ("--keep-tokens 1,0.75 --keep-heads 1,0.8 --methods as-is", "heads \\ tokens"):
         assert words in text
     assert (kept / "rows.operations.svg").read_text("utf-8").startswith("<svg")
+
+
+def test_tiles_tokens_and_heads_are_trained_together(
+    swept: Swept, base: list[str], tiny_data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "all"
+    grid = ["--sparsity=0.5", "--keep-tokens=0.75", "--keep-heads=0.8", "--seeds=0"]
+    method = "--methods=short=saliency:magnitude;prunings:1"
+    assert main([*base, *grid, method, *HOW, "--dense", str(swept.folder), "--out", str(out)]) == 0
+    (row,) = (row for row in read_rows(out)["rows"] if row["metric"] == "accuracy")
+    assert (row["keep_tokens"], row["keep_heads"], row["sparsity"]) == (0.75, 0.8, 0.5)
+    assert row["achieved"] == pytest.approx(0.5, abs=0.03)
+    assert row["multiply_adds"] < 0.5 * row["dense_multiply_adds"]
+    folder = SweepFolder.open(out)
+    (cell,) = folder.spec.cells()
+    logits = RunFolder.open(folder.run(cell)).logits("retrained")
+    assert row["value"] == np.mean(logits.argmax(axis=1) == load_task(tiny_data).dev.labels)
+    assert row["latency_ms"] > 0
