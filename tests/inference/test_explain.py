@@ -134,6 +134,22 @@ def test_byte_level_pieces_are_joined(tmp_path: Path) -> None:
     assert len(accent.positions) == 2, "two bytes, one character"
 
 
+def test_accents_that_the_tokenizer_takes_off_are_shown(tmp_path: Path) -> None:
+    """Each as a mark of its own behind its letter: at a piece's end, inside a word, at its end."""
+    encoder_of(tmp_path)
+    pieces_tokenizer(tmp_path)
+    text = "Un\u0301believa\u0301ble\u0301, the ca\u0301t\u0323\u0301"
+    found = Encoder.load(tmp_path).explain(text, "it\u0301")
+    assert [p.text for p in found.words[1].pieces] == [
+        "Un\u0301", "believ", "a\u0301ble\u0301",
+    ]  # fmt: skip
+    assert found.kept_words() == (
+        "Un\u0301believa\u0301ble\u0301", ",", "the", "ca\u0301t\u0323\u0301", "it\u0301",
+    )  # fmt: skip
+    assert not found.words[2].space
+    assert f"[CLS] {text} [SEP] it\u0301 [SEP]" in found.to_text(width=200)
+
+
 def test_what_the_model_cannot_read_is_not_shown(tmp_path: Path) -> None:
     found = encoder_of(tmp_path).explain("the cat " * 100)
     assert found.truncated
@@ -147,6 +163,11 @@ def test_control_characters_reach_no_terminal(tmp_path: Path) -> None:
     found = encoder_of(tmp_path).explain("the \x1b[31mcat\x07 sat\u202e")
     assert not re.search("[\x1b\x07\u202e]", found.to_text(colour=False))
     assert not re.search("[\x1b\x07\u202e]", found.to_html())
+    model = make_model("bert")
+    model.config.id2label = dict.fromkeys(range(3), "good\x1b[31m")
+    named = Encoder.load(save(model, tmp_path)).explain("the cat")
+    assert named.to_text(colour=False).startswith("prediction: good\ufffd[31m (")
+    assert "\x1b" not in named.to_html()
 
 
 # ---- pictures

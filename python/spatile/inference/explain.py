@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,7 +19,7 @@ import numpy as np
 from spatile.inference.architecture import Architecture
 from spatile.inference.cost import Cost
 from spatile.inference.explain_html import html_of
-from spatile.inference.explain_text import text_of
+from spatile.inference.explain_text import printable, text_of
 from spatile.inference.head import Predictions
 from spatile.inference.running import EncoderRun
 from spatile.sparsity import Schedule
@@ -282,13 +283,15 @@ def _pieces(
 ) -> tuple[tuple[Piece, ...], int]:
     """The pieces of one word, and where in the text it ends.
 
+    Accents that the tokenizer took off stay with their letters.
+
     A token without characters of its own (a later byte of a character) goes with the one before it,
     or with the next where it is the first. A word that is but a space is shown as "␣".
     """
     texts: list[str] = []
     positions: list[list[int]] = []
     for i in group:
-        start, stop = max(end, offsets[i][0]), offsets[i][1]
+        start, stop = max(end, offsets[i][0]), _with_marks(offsets, i, source)
         shown = source[start:stop].strip()
         if positions and (not shown or not texts[-1]):
             texts[-1] += shown
@@ -298,7 +301,18 @@ def _pieces(
             positions.append([i])
         end = max(end, stop)
     pieces = (
-        Piece("".join(c if c.isprintable() else "\ufffd" for c in text) or "␣", tuple(places))
+        Piece(printable(text) or "␣", tuple(places))
         for text, places in zip(texts, positions, strict=True)
     )
     return tuple(pieces), end
+
+
+def _with_marks(offsets: list[tuple[int, int]], i: int, source: str) -> int:
+    """Where the text of token ``i`` ends, behind combining marks that no token has."""
+    stop = offsets[i][1]
+    # Special tokens are at (0, 0), and the pair's begin anew: no limit.
+    following = offsets[i + 1][0] if i + 1 < len(offsets) else 0
+    limit = following if following >= stop else len(source)
+    while stop < limit and unicodedata.category(source[stop]).startswith("M"):
+        stop += 1
+    return stop

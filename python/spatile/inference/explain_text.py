@@ -17,6 +17,7 @@ __all__ = [
     "head_lines",
     "no_schedules",
     "prediction_line",
+    "printable",
     "text_of",
     "work_line",
 ]
@@ -206,4 +207,13 @@ def prediction_line(found: Predictions) -> str:
     """The label and its probability, or the value."""
     if found.labels is None or found.probabilities is None:
         return f"prediction: {found.logits[0, 0]:.4f}"
-    return f"prediction: {found.labels[0]} ({found.probabilities[0].max():.3f})"
+    return f"prediction: {printable(found.labels[0])} ({found.probabilities[0].max():.3f})"
+
+
+def printable(text: str) -> str:
+    """What a terminal may be given: no control characters.
+
+    >>> printable("a\\tb")
+    'a\ufffdb'
+    """
+    return "".join(c if c.isprintable() else "\ufffd" for c in text)
