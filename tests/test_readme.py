@@ -34,7 +34,7 @@ def small_classifier(folder: Path) -> dict[str, Any]:
     config = transformers.BertConfig(
         vocab_size=len(words),
         hidden_size=64,
-        num_hidden_layers=2,
+        num_hidden_layers=6,
         num_attention_heads=4,
         intermediate_size=128,
         max_position_embeddings=32,
@@ -51,13 +51,14 @@ def test_python_blocks_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"__name__": "readme", **small_classifier(tmp_path)}
     sources = blocks("python")
-    assert len(sources) == 3
+    assert len(sources) == 4
     for source in sources:
         exec(compile(source, "README.md", "exec"), names)
     assert names["packed"].sparsity == pytest.approx(0.8, abs=0.01)
     assert names["y"].shape == (128, 3072)
     assert names["pruning"].masks
     assert len(names["predictions"].labels) == 1
+    assert [pruning.progress for pruning in names["cascade"]] == [1.0, 1.0]
     assert (tmp_path / "runs/mine/packed/spatile.json").is_file()
 
     again = (
@@ -77,7 +78,7 @@ def test_commands_exist() -> None:
     for target in targets:
         assert re.search(rf"^{target}\b.*:", rules, re.M), f"make {target} has no rule"
     commands = set(re.findall(r"^spatile (\w+)", shell, re.M))
-    assert {"finetune", "predict", "report", "export"} <= commands
+    assert {"finetune", "predict", "explain", "report", "export"} <= commands
     for command in sorted(commands):
         run = subprocess.run(
             [str(Path(sys.executable).parent / "spatile"), command, "--help"],
