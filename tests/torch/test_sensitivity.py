@@ -65,6 +65,22 @@ def test_one_output_for_each_text_is_exact() -> None:
         torch.testing.assert_close(found[name], one_by_one(model, name, given), rtol=1e-4, atol=0)
 
 
+def test_a_large_batch_goes_through_in_parts() -> None:
+    model, (given, *others) = small(), batches(200)
+    large = {k: torch.cat([batch[k] for batch in (given, *others)]) for k in given}
+    large["position_ids"] = torch.arange(7)[None]  # one for all rows
+    sizes: list[int] = []
+    model.register_forward_pre_hook(
+        lambda m, a, kwargs: sizes.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    with torch.inference_mode():
+        found = output_sensitivities(model, [Q, UP], [large])
+    assert sum(sizes) == 200 * 3 * 7
+    assert max(sizes) <= 4096
+    wanted = output_sensitivities(model, [Q, UP], [given, *others])
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=0)
+
+
 def test_several_outputs_are_right_on_average() -> None:
     model, given = small(labels=3), batches(60)
     found = output_sensitivities(model, [UP], given)[UP]
