@@ -119,7 +119,7 @@ def _pruning(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--saliency",
         choices=("auto", *SALIENCIES),
-        help="what goes first: by norm, gradients, or what the outputs miss least (auto)",
+        help="what goes first: by norm, gradients, or what the output misses least (auto)",
     )
     group.add_argument(
         "--calibration-rows",
