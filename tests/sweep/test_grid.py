@@ -110,6 +110,12 @@ def test_other_spellings_of_what_is_kept_are_refused(text: str) -> None:
         ({"patterns": ()}, "patterns is empty"),
         ({"sparsities": (1.0,)}, "tile default 1 seed 0: .*sparsity"),
         ({"sparsities": (0.5, 0.5)}, "sparsities has 0.5 twice"),
+        ({"sparsities": (0.1234567, 0.1234568)}, "both be kept in tile_default_0.123457_seed_0"),
+        (
+            {"methods": {"a": {}, "a_0.5_tokens": {}}, "keep_tokens": (1.0, 0.5)},
+            "both be kept in tile_a_0.5_tokens_0.5_seed_0",
+        ),
+        ({"methods": {"../x": {}}}, r"methods has the name '\.\./x'"),
         ({"seeds": (1, 1)}, "seeds has 1 twice"),
         ({"seeds": (-1,)}, "seeds is"),
         ({"latency_threads": 0}, "latency_threads is 0"),
@@ -238,11 +244,30 @@ def test_the_command_of_a_grid_makes_the_grid_again(tiny_model: Path) -> None:
         settings={"lr": 3e-5, "bf16": True, "strength": "auto", "train_rows": 40},
         task="mrpc",
     )
+    assert again(spec) == spec
+
+
+def test_the_command_of_a_grid_spells_numbers_and_names_exactly(tiny_model: Path) -> None:
+    third = 1 / 3
+    spec = make(
+        tiny_model,
+        sparsities=(third, 0.5),
+        methods={"plain": {}, "none": {"gradual": third, "lr_retrain": None, "precompute": False}},
+        keep_tokens=(third,),
+        settings={"lr": 1.2345678901234567e-5, "data_seed": None, "strength": 0.1 + 0.2},
+    )
+    assert again(spec) == spec
+    assert spec.shared["data_seed"] == 0  # as where it is not given: rows pair over seeds
+
+
+def again(spec: Spec) -> Spec:
+    """The grid that its command asks for."""
     words = shlex.split(spec.command("out"))
     parser = argparse.ArgumentParser()
     command.add(parser.add_subparsers())
     assert words[0] == "spatile"
-    assert command._spec(parser.parse_args(words[1:])) == spec
+    found: Spec = command._spec(parser.parse_args(words[1:]))
+    return found
 
 
 # ---- the command

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-__all__ = ["AS_IS", "Configuration"]
+__all__ = ["AS_IS", "METHOD_NAME", "Configuration"]
+
+#: Names of methods stand in commands and in names of folders.
+METHOD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
 #: What the method that trains nothing changes of the settings of ``spatile finetune``.
 AS_IS: Mapping[str, Any] = {"epochs_reweighted": 0.0, "epochs_retrain": 0.0}

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from pathlib import Path
 from typing import Any
 
-from spatile.sweep.configuration import AS_IS
+from spatile.sweep.configuration import AS_IS, METHOD_NAME
 
 __all__ = ["METHODS", "read_kept", "read_methods", "read_seeds", "read_sparsities"]
 
@@ -33,8 +32,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "gradient": {**_PUBLISHED, "method": "gradient"},
     "none": {**_PUBLISHED, "strength": 0.0},
 }
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
 
 def read_sparsities(text: str) -> tuple[float, ...]:
@@ -100,8 +97,9 @@ def read_kept(name: str, text: str) -> tuple[float, ...]:
 def read_methods(text: str) -> dict[str, dict[str, Any]]:
     """Methods by name, as the settings that each changes.
 
-    Separated by commas: a name of :data:`METHODS`, ``NAME=setting:value;setting:value``, or a JSON
-    file that maps names to settings. Values are read as JSON where they are that, else as words.
+    Separated by commas: a name of :data:`METHODS`, ``NAME=setting:value;setting:value`` (or
+    nothing after the =), or a JSON file that maps names to settings. Values are read as JSON where
+    they are that, else as words.
     Raises ValueError for another spelling and for a name that occurs twice.
 
     >>> read_methods("default,long=epochs_retrain:6;lr:1e-4")
@@ -122,7 +120,7 @@ def read_methods(text: str) -> dict[str, dict[str, Any]]:
                 f"NAME=setting:value;… or a JSON file"
             )
         for name, settings_of_it in found.items():
-            if not _NAME.fullmatch(name):
+            if not METHOD_NAME.fullmatch(name):
                 raise ValueError(
                     f"sweep: methods has the name {name!r}, expected letters, digits and _.+-"
                 )
@@ -134,7 +132,7 @@ def read_methods(text: str) -> dict[str, dict[str, Any]]:
 
 def _settings(name: str, text: str) -> dict[str, Any]:
     settings = {}
-    for part in text.split(";"):
+    for part in text.split(";") if text else ():
         key, given, value = part.partition(":")
         if not given or not key:
             raise ValueError(

@@ -13,7 +13,7 @@ from spatile.finetune.dense_start import DENSE_FIELDS, dense_only, from_dense
 from spatile.finetune.settings import Settings
 from spatile.finetune.weights import resolve_model
 from spatile.patterns import as_pattern
-from spatile.sweep.configuration import Configuration
+from spatile.sweep.configuration import METHOD_NAME, Configuration
 
 __all__ = ["GRID_FIELDS", "Cell", "Spec"]
 
@@ -88,7 +88,8 @@ class Spec:
         object.__setattr__(self, "started_in", self.started_in or os.getcwd())
         object.__setattr__(self, "methods", {k: dict(v) for k, v in self.methods.items()})
         # Rows that --dev-rows leaves must be the same for all seeds, or nothing could be paired.
-        object.__setattr__(self, "settings", {"data_seed": 0, **(self.settings or {})})
+        given = {k: v for k, v in (self.settings or {}).items() if v is not None}
+        object.__setattr__(self, "settings", {"data_seed": 0, **given})
         for name in (*_AXES, "methods"):
             if not getattr(self, name):
                 raise ValueError(f"sweep: {name} is empty, expected at least one")
@@ -104,9 +105,20 @@ class Spec:
         _check_names("settings", self.shared, GRID_FIELDS)
         for name, changes in self.methods.items():
             _check_names(f"method {name!r}", changes, _NOT_A_METHOD)
+            if not METHOD_NAME.fullmatch(name):
+                raise ValueError(
+                    f"sweep: methods has the name {name!r}, expected letters, digits and _.+-"
+                )
         self.dense_settings(self.seeds[0])
+        folders: dict[str, Cell] = {}
         for cell in self.cells():
             self._check(cell)
+            other = folders.setdefault(cell.folder, cell)
+            if other is not cell:
+                raise ValueError(
+                    f"sweep: {cell.configuration!r} and {other.configuration!r} would both be "
+                    f"kept in {cell.folder}, expected names and six digits that tell them apart"
+                )
 
     @property
     def shared(self) -> dict[str, Any]:
@@ -181,9 +193,9 @@ class Spec:
         words = ["--model", self.model, "--data", self.data]
         words += [] if self.task is None else ["--task", self.task]
         words += ["--patterns", ",".join(self.patterns)]
-        words += ["--sparsity", ",".join(f"{s:g}" for s in self.sparsities)]
+        words += ["--sparsity", ",".join(map(_spell, self.sparsities))]
         for flag, kept in (("keep-tokens", self.keep_tokens), ("keep-heads", self.keep_heads)):
-            words += [] if kept == (1.0,) else [f"--{flag}", ",".join(f"{k:g}" for k in kept)]
+            words += [] if kept == (1.0,) else [f"--{flag}", ",".join(map(_spell, kept))]
         words += ["--methods", methods, "--seeds", ",".join(str(s) for s in self.seeds)]
         if self.latency_threads != 1:
             words += ["--latency-threads", str(self.latency_threads)]
@@ -288,4 +300,5 @@ def _spell_flag(name: str, value: Any) -> list[str]:
 def _spell(value: Any) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
-    return f"{value:.12g}" if isinstance(value, float) else str(value)
+    short = f"{value:g}" if isinstance(value, float) else str(value)
+    return repr(value) if isinstance(value, float) and float(short) != value else short
