@@ -173,6 +173,10 @@ def test_bad_calls(folder: Path) -> None:
         encoder.forward([[4, 5], [6]], [[0], [0, 0]])
     with pytest.raises(TypeError, match="texts is one string"):
         encoder.predict("the cat")
+    with pytest.raises(TypeError, match=r"texts\[1\] is a int, expected a string"):
+        encoder.predict(["a", 3])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match=r"pairs\[0\] holds '\\udcff' \(character 2\), half of a"):
+        encoder.encode(["a"], ["a \udcff"])  # as an argument that is not UTF-8 comes in
     with pytest.raises(ValueError, match="pairs has 1 entries, expected 4"):
         encoder.predict(TEXTS, ["a"])
     with pytest.raises(ValueError, match="batch_size is 0"):

@@ -29,14 +29,21 @@ class TextTokenizer:
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None, limit: int) -> list[Any]:
         """``tokenizers``' encodings, special tokens added, of at most ``limit`` tokens.
 
-        Raises ValueError where texts and pairs differ in count, or only special tokens fit.
+        Raises ValueError where texts and pairs differ in count, only special tokens fit, or a text
+        is no Unicode; TypeError for one that is no string.
         """
         if isinstance(texts, str):
             raise TypeError("Encoder: texts is one string, expected a list of them")
         if pairs is not None and len(pairs) != len(texts):
             raise ValueError(f"Encoder: pairs has {len(pairs)} entries, expected {len(texts)}")
         batch = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
-        found: list[Any] = self._cutting_at(limit, pairs is not None).encode_batch(batch)
+        tokenizer = self._cutting_at(limit, pairs is not None)
+        try:
+            found: list[Any] = tokenizer.encode_batch(batch)
+        except TypeError:
+            _check_texts("texts", texts)
+            _check_texts("pairs", pairs or ())
+            raise
         return found
 
     def _cutting_at(self, limit: int, paired: bool) -> Any:
@@ -52,6 +59,20 @@ class TextTokenizer:
             copy.enable_truncation(limit)
             self._truncating[limit] = copy
         return self._truncating[limit]
+
+
+def _check_texts(name: str, texts: Sequence[str]) -> None:
+    """Says which of them no tokenizer can read, as the library does not."""
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"Encoder: {name}[{i}] is a {type(text).__name__}, expected a string")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"Encoder: {name}[{i}] holds {text[error.start]!a} (character {error.start}), half "
+                f"of a character, expected Unicode"
+            ) from None
 
 
 def _whole(folder: Path) -> Any:
