@@ -257,6 +257,12 @@ REFUSED: list[tuple[str, tuple[Any, ...], dict[str, Any], type[Exception], str]]
         )
         for keep in (0.0, -1.0, 1.01, 2, NAN, np.array([0.5, 0.0]))
     ),
+    *(
+        ("select_tokens", (X[0], keep), {"offsets": ENDS}, TypeError, "keep")
+        for keep in ("half", None, True)
+    ),
+    ("select_tokens", (X[0], 0.5), {"offsets": 33}, ValueError, r"offsets\.shape is"),
+    ("topk", (X[0], 1), {"offsets": 33}, ValueError, r"offsets\.shape is"),
     ("select_tokens", (X[0], [0.5] * 3), {"offsets": ENDS}, ValueError, r"keep\.shape is \(3"),
     ("select_tokens", (X, 0.5), {"offsets": ENDS}, ValueError, r"importance\.shape is \(5, 33"),
     ("select_tokens", (X[0, 1:], 0.5), {"offsets": ENDS}, ValueError, r"importance\.shape is"),

@@ -23,7 +23,10 @@ class SelectedTokens(NamedTuple):
 def _check_offsets(op: str, offsets: Any) -> np.ndarray[Any, Any]:
     ends = whole_numbers(op, "offsets", offsets)
     if ends.ndim != 1 or len(ends) < 1:
-        raise ValueError(f"{op}: offsets is empty, expected the first and the last token at least")
+        raise ValueError(
+            f"{op}: offsets.shape is {ends.shape}, expected one dimension, of the first and the "
+            f"last token at least"
+        )
     if ends[0] != 0:
         raise ValueError(f"{op}: offsets[0] is {ends[0]}, expected 0")
     falls = np.nonzero(np.diff(ends) < 0)[0]
@@ -67,7 +70,10 @@ def protected_mask(op: str, protect: Any, offsets: np.ndarray[Any, Any]) -> np.n
 def _counts(
     op: str, keep: Any, lengths: np.ndarray[Any, Any], of: np.ndarray[Any, Any]
 ) -> np.ndarray[Any, Any]:
-    fractions = np.asarray(keep, np.float64)
+    given = np.asarray(keep)
+    if given.dtype.kind in "bcmMOSU":  # what is left is numbers, bfloat16 too
+        raise TypeError(f"{op}: keep is {keep!r}, expected a fraction in (0, 1] or several")
+    fractions = given.astype(np.float64)
     if fractions.ndim > 1 or fractions.size not in (1, len(lengths)):
         raise ValueError(f"{op}: keep.shape is {fractions.shape}, expected one or {len(lengths)}")
     wrong = fractions[~((fractions > 0.0) & (fractions <= 1.0))]  # NaN too

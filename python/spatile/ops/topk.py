@@ -35,7 +35,10 @@ def whole_numbers(op: str, arg: str, x: Any) -> np.ndarray[Any, Any]:
 def _packed(scores: Array, k: Any, offsets: Any) -> TopK:
     ends = whole_numbers("topk", "offsets", offsets)
     if ends.ndim != 1 or len(ends) < 1:
-        raise ValueError("topk: offsets is empty, expected the first and the last token at least")
+        raise ValueError(
+            f"topk: offsets.shape is {ends.shape}, expected one dimension, of the first and the "
+            f"last token at least"
+        )
     counts = whole_numbers("topk", "k", k)
     n = len(ends) - 1
     if counts.size not in (1, n):
