@@ -230,6 +230,25 @@ def test_what_could_not_be_compared_is_refused(copied: Swept, capsys: Capture) -
     assert "method 'none' is {'strength': 0" in capsys.readouterr().err
 
 
+def test_what_other_defaults_have_trained_is_not_mixed_with_new_rows(
+    copied: Swept, capsys: Capture
+) -> None:
+    file = copied.folder / "cells" / "tile_none_0.5_seed_0" / "run" / "run.json"
+    run = json.loads(file.read_text())
+    run["settings"]["gradual"] = 0.75  # as if that had been the default
+    file.write_text(json.dumps(run))
+    before = written(copied.folder)
+    how = ["--resume", "--timing-rounds=0", "--out", str(copied.folder), "--quiet"]
+    assert main(["sweep", *how]) == 0  # nothing is left to train
+    assert main(["sweep", *how, "--seeds=0,1,2"]) == 1
+    assert capsys.readouterr().err.startswith(
+        "spatile: sweep: gradual is 0.3333333333333333, expected 0.75 as in tile none 0.5 "
+        "seed 0, which another version has trained"
+    )
+    assert SweepFolder.open(copied.folder).spec.seeds == (0, 1)
+    assert written(copied.folder) == before
+
+
 def test_other_rows_of_data_are_refused(copied: Swept, capsys: Capture) -> None:
     file = copied.folder / "sweep.json"
     state = json.loads(file.read_text("utf-8"))

@@ -15,6 +15,7 @@ from spatile.finetune.data.task import Task
 from spatile.finetune.fingerprint import fingerprint
 from spatile.finetune.pipeline import load_data
 from spatile.finetune.progress import Progress
+from spatile.finetune.run_folder import RunFolder
 from spatile.finetune.settings import Settings
 from spatile.report import read_report
 from spatile.sweep.collect import collect, machine_of, result_of
@@ -116,8 +117,32 @@ def _open(
     if other is not None:
         other.check_dense(wanted, folder.state["data"])
     folder.spec = wanted
+    _check_defaults(folder)
     folder.write()
     return folder, task
+
+
+def _check_defaults(folder: SweepFolder) -> None:
+    """Raise ValueError where new rows would come of other settings than those that are there.
+
+    What a sweep was not told to set is set by the version of spatile that runs it.
+    """
+    spec = folder.spec
+    if all(folder.result(cell) is not None for cell in spec.cells()):
+        return
+    made = [(f"dense seed {s}", folder.dense(s), spec.dense_settings(s)) for s in spec.seeds]
+    made += [(c.name, folder.run(c), spec.cell_settings(c, "")) for c in spec.cells()]
+    for name, run, wanted in made:
+        if not (run / "run.json").is_file():
+            continue
+        before = RunFolder.open(run).settings
+        changed = [n for n in before.differences(wanted) if n not in ("model", "data", "dev_ids")]
+        if changed:
+            was, now = getattr(before, changed[0]), getattr(wanted, changed[0])
+            raise ValueError(
+                f"sweep: {changed[0]} is {now!r}, expected {was!r} as in {name}, which another "
+                f"version has trained: start a new sweep, with --dense for dense models that serve"
+            )
 
 
 class _Sweep:
