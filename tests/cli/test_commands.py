@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import io
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -12,8 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from spatile.cli import finetune as finetune_command
 from spatile.cli import main
 from spatile.finetune.data import load_task
+from spatile.finetune.settings import Settings
 from spatile.inference import Encoder
 from tests.finetune.conftest import Finished
 
@@ -44,6 +49,18 @@ def one_line(capsys: Capture) -> str:
 def test_help_has_examples(command: str, capsys: Capture) -> None:
     assert code_of(command, "--help") == 0
     assert f"examples:\n  spatile {command}" in capsys.readouterr().out
+
+
+def test_help_states_the_defaults_that_settings_have() -> None:
+    parser = finetune_command.add(argparse.ArgumentParser().add_subparsers())
+    defaults = {f.name: f.default for f in dataclasses.fields(Settings)}
+    stated = {
+        action.dest: float(number[1])
+        for action in parser._actions
+        if action.dest in defaults and (number := re.search(r"\(([\d.]+)\)$", action.help or ""))
+    }
+    assert "prunings" in stated
+    assert stated == {name: defaults[name] for name in stated}
 
 
 def test_the_help_of_all_lists_the_commands(capsys: Capture) -> None:

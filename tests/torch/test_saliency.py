@@ -359,7 +359,9 @@ def test_what_the_callback_cannot_do_is_said_before_training(make_bert: Any, tra
     stages = Stages(dense=1, reweighted=0, retrain=2)
     with pytest.raises(ValueError, match="calibration is 0, expected batches"):
         PruningCallback(TILE, stages=stages, calibration=0)
-    with pytest.raises(ValueError, match="saliency is 'movement', expected 'second-order' or"):
+    with pytest.raises(
+        ValueError, match="'movement', expected 'second-order', 'reconstruction' or"
+    ):
         PruningCallback(plan, stages=stages, saliency="movement")
     model = make_bert()
     before = model.bert.encoder.layer[0].output.dense.weight.detach().clone()

@@ -125,10 +125,11 @@ def _pruning(parser: argparse.ArgumentParser) -> None:
         "--calibration-rows",
         type=int,
         metavar="N",
-        help="second-order: training rows to look at, without labels (25,000 tokens')",
+        help="training rows that second-order and reconstruction look at, without labels (25,000 "
+        "tokens')",
     )
-    group.add_argument("--damping", type=float, help="second-order: of the inverse (0.01)")
-    group.add_argument("--prunings", type=int, metavar="N", help="prune in N steps (4)")
+    group.add_argument("--damping", type=float, help="of their inverse (0.01)")
+    group.add_argument("--prunings", type=int, metavar="N", help="prune in N steps (2)")
     group.add_argument(
         "--gradual",
         type=float,
@@ -151,7 +152,7 @@ def _pruning(parser: argparse.ArgumentParser) -> None:
 def _training(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("training")
     group.add_argument("--preset", choices=("demo",), help="settings for a short run; flags win")
-    for stage, default in (("dense", 3), ("reweighted", 0), ("retrain", 6)):
+    for stage, default in (("dense", 3), ("reweighted", 0), ("retrain", 3)):
         group.add_argument(
             f"--epochs-{stage}", type=float, metavar="N", help=f"epochs of that stage ({default})"
         )

@@ -43,8 +43,8 @@ def add(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--calibration",
         metavar="FILE|DIR|NAME",
-        help="texts, one a line, or a data set's: prune so that layers' outputs on them change "
-        "least, and have what is kept make up for the rest (without it: by norm)",
+        help="texts, one a line, or a data set's: prune so that the model's output on them "
+        "changes least, and have what is kept make up for the rest (without it: by norm)",
     )
     parser.add_argument(
         "--calibration-rows", type=int, default=512, metavar="N", help="texts to draw (512)"

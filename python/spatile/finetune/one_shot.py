@@ -42,7 +42,7 @@ def prune_checkpoint(
     """Prune what a plan names, and write the packed model to ``out``; no training.
 
     By norm, or with ``calibration`` by second order: so that on these texts, without labels, the
-    layers' outputs change least (:class:`spatile.torch.Pruner`; needs PyTorch). ``max_length`` cuts
+    model's output changes least (:class:`spatile.torch.Pruner`; needs PyTorch). ``max_length`` cuts
     the texts. Other arguments as in :func:`spatile.finetune.finetune`. Returns the encoders before
     and after. Raises FileExistsError where ``out`` holds anything, ValueError where heads, neurons
     or layers are to go and there is no ``calibration``.

@@ -213,8 +213,8 @@ class Settings:
             )
         if structured and self.saliency in ("movement", "taylor"):
             raise ValueError(
-                f"finetune: saliency is {self.saliency!r}, expected 'second-order' or 'magnitude' "
-                f"where heads, neurons or layers go"
+                f"finetune: saliency is {self.saliency!r}, expected 'second-order', "
+                f"'reconstruction' or 'magnitude' where heads, neurons or layers go"
             )
         if self.twin and (structured or self.ranks_by != "magnitude" or self.prunings > 1):
             raise ValueError(

@@ -105,8 +105,8 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
             )
         if plan.structure and saliency in ("movement", "taylor"):
             raise ValueError(
-                f"PruningCallback: saliency is {saliency!r}, expected 'second-order' or "
-                f"'magnitude' where heads, neurons or layers go"
+                f"PruningCallback: saliency is {saliency!r}, expected 'second-order', "
+                f"'reconstruction' or 'magnitude' where heads, neurons or layers go"
             )
         if sparse not in (True, False, "auto"):
             raise ValueError(f"PruningCallback: sparse is {sparse!r}, expected True, False, 'auto'")
