@@ -285,6 +285,7 @@ def test_cut_models_keep_heads_by_their_number_in_the_dense_one(seed: int, compu
         run = encoder.run(ids, types)
         assert np.isfinite(run.hidden).all()
         assert run.kept.heads.sum(axis=2).tolist() == [[n] * len(ids) for n in (4, 3, 2)[:n_layers]]
+        assert encoder.run(ids[:1], types[:1]).kept.heads[0].all(), "also those that are cut out"
         assert len(run.cost.layers) == 3
         dropped = {0, 1, 2} - {kept.layer for kept in structure.layers}
         for layer in dropped:

@@ -28,6 +28,8 @@ class Kept:
 
     ``counts`` (layers, n) tokens of each input; ``tokens`` each layer's tokens, as positions in
     their inputs, one input after the other; ``heads`` (layers, n, heads) whether a head was kept.
+    That is of the dense model's heads: those that are cut out of a layer are kept there too until
+    they are dropped, as the first to go, for their importance is 0.
     """
 
     counts: Array
