@@ -101,7 +101,8 @@ def _kept_grids(document: Mapping[str, Any], found: list[Summary]) -> list[Table
     """A table of tokens and heads for each pattern, method and sparsity."""
     metric = metric_name(document["metrics"][0])
     tables = []
-    for pattern, method, sparsity in dict.fromkeys(s.configuration[:3] for s in found):
+    fewer = [s for s in found if s.configuration[3:] != _ALL]
+    for pattern, method, sparsity in dict.fromkeys(s.configuration[:3] for s in fewer):
         mine = {
             s.configuration[3:]: s
             for s in found
