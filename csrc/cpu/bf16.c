@@ -47,7 +47,9 @@ void spt_strips_bf16_free(spt_strips_bf16 *strips) {
   free(o);
 }
 
-/* The runs of granules of a strip, in order, none touching the next. */
+/* The runs of granules of a strip. They ascend and none touches the next, but for strips of a
+ * transposed weight whose rows were moved together: there dropped rows come behind kept ones, and a
+ * granule that is begun anew holds other columns than before. */
 struct granule_runs {
   const spt_strips *w;
   int64_t run, last, width; /* columns of a granule */
@@ -60,7 +62,11 @@ static bool next_run(struct granule_runs *g, int64_t *first, int64_t *end) {
   const int32_t *start = g->w->run_start, *len = g->w->run_len;
   *first = start[g->run] / g->width;
   *end = ((int64_t)start[g->run] + len[g->run] - 1) / g->width + 1;
-  for (g->run++; g->run < g->last && start[g->run] / g->width <= *end; g->run++) {
+  for (g->run++; g->run < g->last; g->run++) {
+    int64_t next = start[g->run] / g->width;
+    if (next > *end || next < *end - 1) {
+      break;
+    }
     *end = ((int64_t)start[g->run] + len[g->run] - 1) / g->width + 1;
   }
   return true;
