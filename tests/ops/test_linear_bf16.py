@@ -87,24 +87,6 @@ def test_storage_in_16_bits(pattern: str, dtype: str) -> None:
     assert_near(grads.w, f64(want_grads.w))
 
 
-@pytest.mark.parametrize("pattern", ["row", "tile", "tile:8x16", "column", "head:16"])
-@pytest.mark.parametrize("share", [0.05, 0.4, 0.7, 0.97])
-def test_gradients_of_inputs_in_bfloat16(pattern: str, share: float) -> None:
-    """Rows that are kept and dropped by chance: those dropped may lie behind kept ones."""
-    rng = np.random.default_rng(7)
-    for out, width in ((128, 96), (80, 48), (33, 70)):
-        if pattern.startswith("head") and out % 16:
-            continue
-        w = rng.standard_normal((out, width), dtype=np.float32)
-        grid = sp.patterns.as_pattern(pattern).mask_shape((out, width))
-        packed = sp.pack(w, rng.random(grid) < share, pattern=pattern)
-        grad = rng.standard_normal((50, out), dtype=np.float32).astype(ml_dtypes.bfloat16)
-        x = np.zeros((50, width), ml_dtypes.bfloat16)
-        got = sp.linear_backward(grad, x, packed, need=("x",)).x
-        want = grad.astype(np.float64) @ rounded(packed.to_dense()).astype(np.float64)
-        assert_near(np.asarray(got, np.float32), want, bits=7)
-
-
 def test_values_in_16_bits_are_read_only() -> None:
     _, w, mask = operands((5, 33, 17), "tile")
     with pytest.raises(ValueError, match="read-only"):

@@ -21,6 +21,7 @@ from spatile.torch import (
     densify,
     sparsify,
 )
+from spatile.torch.functional import LinearProduct
 
 
 class Block(nn.Module):
@@ -269,6 +270,28 @@ def test_autocast_casts_inputs_and_keeps_the_weights_gradient_whole() -> None:
     assert x.grad is not None
     assert x.grad.dtype == model.dense.weight.grad.dtype == torch.float32
     torch.testing.assert_close(out.float(), model.dense(x).detach(), rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("pattern", ["row", "tile", "tile:8x16", "column", "head:16"])
+@pytest.mark.parametrize("share", [0.05, 0.4, 0.7, 0.97])
+def test_gradients_of_inputs_in_bfloat16(pattern: str, share: float) -> None:
+    """Rows kept and dropped by chance: the matrix going back has dropped ones behind kept ones."""
+    generator = torch.Generator().manual_seed(7)
+    for out, width in ((128, 96), (80, 48), (256, 64)):
+        w = torch.randn(out, width, generator=generator)
+        grid = sp.patterns.as_pattern(pattern).mask_shape((out, width))
+        mask = torch.rand(grid, generator=generator) < share
+        packed = sp.pack(w.numpy(), mask.numpy(), pattern=pattern)
+        x = torch.randn(70, width, generator=generator).bfloat16().requires_grad_()
+        cotangent = torch.randn(70, out, generator=generator).bfloat16()
+        kept = torch.from_numpy(packed.to_dense())
+        (got,) = torch.autograd.grad(
+            LinearProduct.apply(x, kept, None, packed),
+            x,
+            cotangent,  # type: ignore[no-untyped-call]
+        )
+        want = cotangent.double() @ kept.bfloat16().double()
+        torch.testing.assert_close(got.double(), want, rtol=1e-2, atol=2e-2)
 
 
 def test_layers_that_would_gain_little_stay_dense() -> None:
