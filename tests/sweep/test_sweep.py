@@ -315,7 +315,7 @@ def test_a_cell_that_fails_is_named_and_the_others_are_finished(
 def test_a_worker_that_dies_fails_its_job_alone(swept: Swept, tmp_path: Path) -> None:
     folder = SweepFolder.open(swept.folder)
     settings = folder.spec.dense_settings(0).with_changes(epochs_dense=50.0)
-    finished = []
+    finished: list[dict[str, Any]] = []
 
     def job(name: str, epochs: float) -> Job:
         message = {
@@ -333,7 +333,7 @@ def test_a_worker_that_dies_fails_its_job_alone(swept: Swept, tmp_path: Path) ->
     with folder.locked() as lock, Pool(1, 1, lock, kill) as pool:
         failed = pool.run([job("first", 50.0), job("second", 0.5)])
     assert failed == {"first": "its process ended with -9"}
-    assert finished == [None]
+    assert [list(found["metrics"]) for found in finished] == [["accuracy", "f1"]]
     assert (tmp_path / "second" / "report.json").is_file()
 
 

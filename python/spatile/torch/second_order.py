@@ -46,7 +46,7 @@ def find_removals(
     found: dict[str, Removals] = {}
     batches = list(batches)
     weights: dict[str, torch.Tensor] = {}
-    if whole_model:
+    if whole_model and matrices:  # there are none where whole structures went
         weights = output_sensitivities(model, _modules(matrices), batches)
     with LayerWalk(model, batches) as walk:
         for here in _by_layer(matrices, walk.layers):
