@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from spatile.cli.usage import PRECOMPUTE, add_command
+from spatile.sparsity.saliency import SECOND_ORDER
 
 __all__ = ["add", "run"]
 
@@ -39,12 +40,23 @@ def add(commands: Any) -> argparse.ArgumentParser:
             help=f"of {what} to take away whole, before (needs --calibration)",
         )
     parser.add_argument("--plan", metavar="FILE", help="a saved plan, instead of --pattern")
-    parser.add_argument("--scope", choices=("matrix", "global", "row-balanced"), default="matrix")
+    parser.add_argument(
+        "--scope",
+        choices=("matrix", "global", "row-balanced"),
+        help="what is ranked together (default global with --calibration, else matrix)",
+    )
     parser.add_argument(
         "--calibration",
         metavar="FILE|DIR|NAME",
         help="texts, one a line, or a data set's: prune so that the model's output on them "
         "changes least, and have what is kept make up for the rest (without it: by norm)",
+    )
+    parser.add_argument(
+        "--saliency",
+        choices=SECOND_ORDER,
+        default="second-order",
+        help="of --calibration: what the model's output would lose (second-order, the default), "
+        "or each matrix's own (reconstruction)",
     )
     parser.add_argument(
         "--calibration-rows", type=int, default=512, metavar="N", help="texts to draw (512)"
@@ -88,6 +100,7 @@ def run(given: argparse.Namespace) -> int:
         layers=given.layers,
         plan=plan,
         scope=given.scope,
+        saliency=given.saliency,
         calibration=calibration,
         calibration_rows=given.calibration_rows,
         damping=given.damping,

@@ -60,22 +60,10 @@ def _sections(report: dict[str, Any], path: Path) -> list[str]:
 
 def _task(settings: dict[str, Any]) -> Any:
     """The run's data, or why it can't be had any more."""
-    from spatile.finetune.data import load_task
+    from spatile.finetune.settings import Settings
+    from spatile.finetune.tasks import load_data
 
-    names = (
-        "dev_ids",
-        "text",
-        "pair",
-        "label",
-        "kind",
-        "labels",
-        "positive",
-        "overlap",
-        "dev_rows",
-    )
-    options: dict[str, Any] = {name: settings.get(name) for name in names}
-    seed = settings["seed"] if settings.get("data_seed") is None else settings["data_seed"]
     try:
-        return load_task(settings["data"], **options, seed=seed)
+        return load_data(Settings.from_dict(settings))
     except (OSError, ValueError, RuntimeError, ModuleNotFoundError) as error:
         return str(error)

@@ -47,6 +47,7 @@ def prune_on_texts(
     examples: Examples,
     *,
     scope: str,
+    saliency: str,
     rows: int,
     damping: float,
     max_length: int,
@@ -66,6 +67,7 @@ def prune_on_texts(
         model,
         plan,
         batches,
+        saliency=saliency,  # type: ignore[arg-type]
         scope="global" if scope == "global" else "matrix",
         damping=damping,
     )
@@ -77,7 +79,7 @@ def prune_on_texts(
         plan,
         strength=0.0,
         scope=scope,  # type: ignore[arg-type]
-        saliency="second-order",
+        saliency=saliency,  # type: ignore[arg-type]
         calibration=batches,
         damping=damping,
     )

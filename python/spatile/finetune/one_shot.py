@@ -18,6 +18,7 @@ from spatile.inference.architecture import read_architecture, with_structure
 from spatile.inference.files import read_json
 from spatile.inference.weights import EncoderWeights, read_checkpoint
 from spatile.sparsity import Plan, PlannedMatrix, Structure, match
+from spatile.sparsity.saliency import SECOND_ORDER
 
 __all__ = ["prune_checkpoint", "scores_of_encoder"]
 
@@ -33,7 +34,8 @@ def prune_checkpoint(
     neurons: float | None = None,
     layers: float | None = None,
     plan: Plan | None = None,
-    scope: str = "matrix",
+    scope: str | None = None,
+    saliency: str = "second-order",
     calibration: Examples | None = None,
     calibration_rows: int = 512,
     damping: float = 0.01,
@@ -41,16 +43,24 @@ def prune_checkpoint(
 ) -> tuple[Encoder, Encoder]:
     """Prune what a plan names, and write the packed model to ``out``; no training.
 
-    By norm, or with ``calibration`` by second order: so that on these texts, without labels, the
-    model's output changes least (:class:`spatile.torch.Pruner`; needs PyTorch). ``max_length`` cuts
-    the texts. Other arguments as in :func:`spatile.finetune.finetune`. Returns the encoders before
-    and after. Raises FileExistsError where ``out`` holds anything, ValueError where heads, neurons
-    or layers are to go and there is no ``calibration``.
+    By norm, each matrix by itself; or with ``calibration`` by second order, all matrices together:
+    so that on these texts, without labels, the model's output changes least, or with ``saliency``
+    ``"reconstruction"`` each matrix's own (:class:`spatile.torch.Pruner`; needs PyTorch). ``scope``
+    replaces what is ranked together. ``max_length`` cuts the texts. Other arguments as in
+    :func:`spatile.finetune.finetune`. Returns the encoders before and after. Raises FileExistsError
+    where ``out`` holds anything, ValueError for any other ``saliency``, and where heads, neurons or
+    layers are to go and there is no ``calibration``.
 
     >>> from spatile.finetune.one_shot import prune_checkpoint                  # doctest: +SKIP
     >>> dense, packed = prune_checkpoint("classifier", "small", sparsity=0.3)   # doctest: +SKIP
     """
+    if saliency not in SECOND_ORDER:
+        raise ValueError(
+            f"prune: saliency is {saliency!r}, expected {' or '.join(map(repr, SECOND_ORDER))}"
+        )
     RunFolder.check_new(out, op="prune")
+    if scope is None:
+        scope = "matrix" if calibration is None else "global"
     source = Path(resolve_model(os.fspath(model), op="prune"))
     settings = Settings(
         str(source),
@@ -62,7 +72,7 @@ def prune_checkpoint(
         neurons=neurons,
         layers=layers,
         scope=scope,
-        saliency="magnitude" if calibration is None else "second-order",
+        saliency="magnitude" if calibration is None else saliency,
         calibration_rows=calibration_rows,
         damping=damping,
         max_length=max_length,
@@ -90,6 +100,7 @@ def prune_checkpoint(
             chosen,
             calibration,
             scope=scope,
+            saliency=saliency,
             rows=calibration_rows,
             damping=damping,
             max_length=max_length,

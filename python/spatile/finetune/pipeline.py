@@ -8,19 +8,19 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from spatile.finetune.data import load_task
 from spatile.finetune.data.task import Task
 from spatile.finetune.fingerprint import fingerprint
 from spatile.finetune.finish import finish
 from spatile.finetune.progress import Progress
 from spatile.finetune.run_folder import RunFolder
 from spatile.finetune.settings import Settings
+from spatile.finetune.tasks import load_data
 from spatile.finetune.training import prepare, train
 from spatile.finetune.twin import Twin
 from spatile.finetune.weights import resolve_model
 from spatile.sparsity import Plan
 
-__all__ = ["finetune", "load_data"]
+__all__ = ["finetune"]
 
 
 def finetune(
@@ -87,24 +87,6 @@ def finetune(
         # The job's model has been trained by now, and its generators have moved on.
         Twin(run, prepare(wanted, task)).train(progress)
     return finish(run, task, progress, rounds=timing_rounds)
-
-
-def load_data(settings: Settings) -> Task:
-    """The task that a run's settings name."""
-    return load_task(
-        settings.data,
-        dev_ids=settings.dev_ids,
-        text=settings.text,
-        pair=settings.pair,
-        label=settings.label,
-        kind=settings.kind,  # type: ignore[arg-type]
-        labels=settings.labels,
-        positive=settings.positive,
-        overlap=settings.overlap,  # type: ignore[arg-type]
-        train_rows=settings.train_rows,
-        dev_rows=settings.dev_rows,
-        seed=settings.seed if settings.data_seed is None else settings.data_seed,
-    )
 
 
 def _open(out: str | os.PathLike[str], wanted: Settings) -> RunFolder:

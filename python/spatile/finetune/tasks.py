@@ -1,4 +1,7 @@
-"""A task's scores from logits, and whether a model's outputs are the task's classes. No torch."""
+"""The task that settings name, its scores from logits, whether a model's outputs are its classes.
+
+Needs no PyTorch.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,30 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from spatile.finetune.data import load_task
 from spatile.finetune.data.task import Task
 from spatile.finetune.metrics import Score, evaluate
+from spatile.finetune.settings import Settings
 
-__all__ = ["check_labels", "predictions_of", "scores_of"]
+__all__ = ["check_labels", "load_data", "predictions_of", "scores_of"]
+
+
+def load_data(settings: Settings) -> Task:
+    """The task that a run's settings name."""
+    return load_task(
+        settings.data,
+        dev_ids=settings.dev_ids,
+        text=settings.text,
+        pair=settings.pair,
+        label=settings.label,
+        kind=settings.kind,  # type: ignore[arg-type]
+        labels=settings.labels,
+        positive=settings.positive,
+        overlap=settings.overlap,  # type: ignore[arg-type]
+        train_rows=settings.train_rows,
+        dev_rows=settings.dev_rows,
+        seed=settings.seed if settings.data_seed is None else settings.data_seed,
+    )
 
 
 def predictions_of(task: Task, logits: NDArray[np.float32]) -> NDArray[Any]:

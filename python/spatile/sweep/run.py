@@ -13,10 +13,10 @@ from typing import Any
 
 from spatile.finetune.data.task import Task
 from spatile.finetune.fingerprint import fingerprint
-from spatile.finetune.pipeline import load_data
 from spatile.finetune.progress import Progress
 from spatile.finetune.run_folder import RunFolder
 from spatile.finetune.settings import Settings
+from spatile.finetune.tasks import load_data
 from spatile.report import read_report
 from spatile.sweep.collect import collect, machine_of, result_of
 from spatile.sweep.document import write_document

@@ -122,8 +122,7 @@ def _found(job: dict[str, Any]) -> dict[str, Any]:
 
     Row by row: what all inputs of a batch drop of a layer's heads need not be computed at all.
     """
-    from spatile.finetune.pipeline import load_data
-    from spatile.finetune.tasks import scores_of
+    from spatile.finetune.tasks import load_data, scores_of
     from spatile.inference import Encoder
     from spatile.sweep.rows import predictions
 
@@ -150,7 +149,7 @@ def _time(job: dict[str, Any], models: dict[str, Any]) -> dict[str, Any]:
 
     import spatile
     from spatile.finetune.checkpoints import load_classifier, load_tokenizer
-    from spatile.finetune.pipeline import load_data
+    from spatile.finetune.tasks import load_data
     from spatile.finetune.timing import batches_of, measure, torch_runner
     from spatile.inference import Encoder
 

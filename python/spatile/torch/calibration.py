@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from spatile import ops
-from spatile.torch.cascade_pause import without_cascade
+from spatile.torch.evaluation import evaluation_mode
 from spatile.torch.parameters import unwrap
 
 __all__ = [
@@ -71,7 +71,6 @@ class LayerWalk:
         self._valid: list[torch.Tensor | None] = []
 
     def __enter__(self) -> LayerWalk:
-        self._training = {m: m.training for m in self._model.modules()}
         self._at = 0
         self._calls.clear()
         self._valid.clear()
@@ -80,8 +79,7 @@ class LayerWalk:
         options: dict[str, Any] = {"use_cache": False} if takes_cache else {}
         self._open = contextlib.ExitStack()
         self._open.enter_context(torch.no_grad())
-        self._open.enter_context(without_cascade(self._model))
-        self._model.eval()
+        self._open.enter_context(evaluation_mode(self._model))
         first = self._modules[self.layers[0]]
         hook = first.register_forward_pre_hook(self._arrive, with_kwargs=True)
         try:
@@ -105,8 +103,6 @@ class LayerWalk:
     ) -> None:
         torch.clear_autocast_cache()
         self._calls.clear()
-        for module, training in self._training.items():
-            module.training = training
         self._open.__exit__(kind, value, trace)
 
     @property

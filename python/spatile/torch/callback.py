@@ -20,18 +20,12 @@ from spatile.torch.checkpoint import SavedState, weights_checksum, write_state
 from spatile.torch.history import lasso_summary, norm_summary, pruned_fractions
 from spatile.torch.parameters import unwrap
 from spatile.torch.pruner import Calibration, Method, Pruner, Scope
-from spatile.torch.resume import find_state
+from spatile.torch.resume import find_state, resumed_structure
 from spatile.torch.run import forget_best, steps_per_epoch, total_learning_rate, unscale
-from spatile.torch.sparse_linear import densify, sparsify
-from spatile.torch.structure import structure_of
+from spatile.torch.sparse_linear import densify, sparsify, sparsify_worthwhile
 from spatile.torch.structure_pruning import check_structure_plan, prune_structure
 
 __all__ = ["PruningCallback"]
-
-# Activations are transposed on their way in and out; a layer that skips less may not earn that.
-_WORTHWHILE = 0.1
-# PyTorch's dense products under bfloat16 autocast take a third of the time.
-_WORTHWHILE_BF16 = 0.6
 
 _KINDS = ("beta", "masks", "pending", "scores")  # of a pruner's tensors
 
@@ -211,7 +205,9 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         saved = None
         if state.global_step > 0:
             saved = find_state(args, state, self._pruner, self._steps)
-            self._find_structure(kwargs["model"], saved)
+            self._structure = resumed_structure(kwargs["model"], saved)
+            if self._structure is not None:
+                self._width = int(unwrap(kwargs["model"]).config.hidden_size)
         if saved is not None:
             self._restore(saved)
         else:
@@ -396,31 +392,14 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
 
     def _sparsify(self, args: TrainingArguments, model: torch.nn.Module) -> None:
         layers: tuple[str, ...] = ()
-        if not self.pruner.matrices:  # whole heads and neurons are gone, and their layers smaller
-            self._history["sparse"] = []
-            return
-        parameters = [self.pruner.parameter(m) for m in self.pruner.matrices]
-        if self.sparse is True:
+        if self.sparse is True and self.pruner.matrices:
             layers = sparsify(model, self.pruner)
-        elif self.sparse == "auto" and all(_is_plain(p) for p in parameters):
-            least = _WORTHWHILE_BF16 if args.bf16 else _WORTHWHILE
-            layers = sparsify(model, self.pruner, min_sparsity=least)
+        elif self.sparse == "auto":
+            layers = sparsify_worthwhile(model, self.pruner, bf16=bool(args.bf16))
         self._history["sparse"] = list(layers)
 
     def _set_strength(self, step: int) -> None:
         self.pruner.strength = self._full_strength * self.stage_steps.strength_factor(step)
-
-    def _find_structure(self, model: torch.nn.Module, saved: SavedState | None) -> None:
-        """Raise ValueError unless a resumed model was cut as the checkpoint's was."""
-        found = None if saved is None else saved.values["history"].get("structure")
-        if found is None:
-            return
-        self._structure, self._width = structure_of(model), int(unwrap(model).config.hidden_size)
-        if self._structure.to_dict() != found:
-            raise ValueError(
-                "PruningCallback: the resumed checkpoint's model has lost heads, neurons or "
-                "layers, expected one cut likewise before the Trainer is made (apply_structure)"
-            )
 
     def _restore(self, saved: SavedState) -> None:
         before = float(saved.values["history"]["strength"])
@@ -436,7 +415,3 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         }
         self._history = saved.values["history"]
         self._full_strength = before
-
-
-def _is_plain(p: torch.nn.Parameter) -> bool:
-    return bool(p.device.type == "cpu" and p.dtype == torch.float32)

@@ -18,7 +18,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from spatile.sparsity import write_atomically
+from spatile.sparsity import read_document, write_atomically
 from spatile.torch.pruner import Pruner
 
 __all__ = ["SavedState", "last_checkpoint", "read_state", "weights_checksum", "write_state"]
@@ -62,19 +62,9 @@ def read_state(folder: str | PathLike[str]) -> SavedState | None:
     Raises ValueError naming the file for a damaged one and for a version newer than this one's.
     """
     path = Path(folder) / _JSON
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(values, dict) or values.get("format") != _FORMAT:
-        raise ValueError(f"{path}: format is not {_FORMAT!r}")
-    if values.get("version") != _VERSION:
-        raise ValueError(
-            f"{path}: version is {values.get('version')!r}, expected {_VERSION}: "
-            f"it was written by another version of spatile"
-        )
+    values = read_document(path, format=_FORMAT, version=_VERSION, missing=f"{path}: missing")
     tensors_path = Path(folder) / _TENSORS
     try:
         blob = tensors_path.read_bytes()

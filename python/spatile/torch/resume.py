@@ -1,4 +1,4 @@
-"""Finding the pruning state of the checkpoint that a Trainer resumes from."""
+"""The pruning state of the checkpoint that a Trainer resumes from: found, and checked."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import inspect
 import os
 from pathlib import Path
 
+from torch import nn
 from transformers import TrainerState, TrainingArguments
 
-from spatile.sparsity import StageSteps
+from spatile.sparsity import StageSteps, Structure
 from spatile.torch.checkpoint import SavedState, read_state, weights_checksum
 from spatile.torch.pruner import Pruner
+from spatile.torch.structure import structure_of
 
-__all__ = ["find_state"]
+__all__ = ["find_state", "resumed_structure"]
 
 
 def find_state(
@@ -43,6 +45,23 @@ def find_state(
         f"PruningCallback: no pruning state for step {state.global_step}: {'; '.join(seen)}. "
         f"Resume from a checkpoint that was saved to its end (see last_checkpoint)"
     )
+
+
+def resumed_structure(model: nn.Module, saved: SavedState | None) -> Structure | None:
+    """What ``model`` has left where the saved run had cut; None where it had not yet, or nothing.
+
+    Raises ValueError unless the resumed model was cut as the checkpoint's was.
+    """
+    found = None if saved is None else saved.values["history"].get("structure")
+    if found is None:
+        return None
+    structure = structure_of(model)
+    if structure.to_dict() != found:
+        raise ValueError(
+            "PruningCallback: the resumed checkpoint's model has lost heads, neurons or "
+            "layers, expected one cut likewise before the Trainer is made (apply_structure)"
+        )
+    return structure
 
 
 def _candidates(args: TrainingArguments, state: TrainerState) -> list[Path]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from spatile.torch.cascade_pause import without_cascade
+from spatile.torch.evaluation import evaluation_mode
 from spatile.torch.parameters import unwrap
 
 __all__ = ["model_output", "output_sensitivities"]
@@ -46,12 +46,10 @@ def output_sensitivities(
 
         return hear
 
-    training = {m: m.training for m in inner.modules()}
     hooks = [named[name].register_forward_hook(listen(name)) for name in modules]
     signs = torch.Generator().manual_seed(0)
     try:
-        inner.eval()
-        with torch.inference_mode(False), torch.enable_grad(), without_cascade(inner):
+        with torch.inference_mode(False), torch.enable_grad(), evaluation_mode(inner):
             for batch in (part for whole in batches for part in _parts(whole)):
                 for name, sums in _squares(model_output(inner, batch), outputs, signs).items():
                     found[name] = found[name] + sums if name in found else sums
@@ -59,8 +57,6 @@ def output_sensitivities(
     finally:
         for hook in hooks:
             hook.remove()
-        for module, was in training.items():
-            module.training = was
     if not found:
         raise ValueError("output_sensitivities: batches is empty, expected at least one batch")
     _check(modules, found)
