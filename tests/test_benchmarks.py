@@ -71,6 +71,7 @@ def measured(file: Path, *arguments: str) -> list[dict[str, Any]]:
         ("regularizer", "proximal", 1),
         ("train-step", "in turns, 128 rows", 1),
         ("train-step", "pruned, MiniLM-L6, 16 x 64 tokens, float32", 1),
+        ("second-order", "half of all tiles, MiniLM-L6", 1),
     ],
 )
 def test_every_name_writes_its_rows(name: str, only: str, cases: int, tmp_path: Path) -> None:

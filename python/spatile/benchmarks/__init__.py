@@ -17,6 +17,7 @@ NAMES = (
     "tokens",
     "regularizer",
     "train-step",
+    "second-order",
 )
 
 #: The libraries that are measured beside ours where they are installed.

@@ -120,13 +120,14 @@ def pruned_copy(model: Any, plan: Plan) -> tuple[Any, Any]:
 STEP_BATCH = "MiniLM-L6, 16 x 64 tokens"
 
 
-def classifier() -> Any:
-    """A classifier of MiniLM-L6's shape, random weights, for training: torch's fused attention."""
+def classifier(name: str = "MiniLM-L6") -> Any:
+    """A classifier of that model's shape, random weights, for training: torch's fused attention."""
     import torch
     from transformers import BertConfig, BertForSequenceClassification
 
     torch.manual_seed(0)
-    return BertForSequenceClassification(BertConfig(**MINILM, attn_implementation="sdpa"))
+    shape = MINILM if name == "MiniLM-L6" else {}
+    return BertForSequenceClassification(BertConfig(**shape, attn_implementation="sdpa"))
 
 
 def training_inputs() -> dict[str, Any]:
