@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -46,8 +47,9 @@ TEXTS = ["The cat sat on the mat.", "It ran.", "A dog was not very good. " * 7, 
 PAIRS = ["It sat.", "The dog ran on the road.", "good", "The cat was very bad."]
 
 
-def write_tokenizer(folder: Path) -> None:
-    vocabulary = {word: i for i, word in enumerate(WORDS)}
+def write_tokenizer(folder: Path, words: Sequence[str] = WORDS) -> None:
+    """WordPiece over ``words``, without regard to case."""
+    vocabulary = {word: i for i, word in enumerate(words)}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

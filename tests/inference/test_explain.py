@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from spatile.inference import Encoder, Explanation
 from spatile.inference.cost import Amount, Cost, LayerCost, Parts
@@ -18,28 +18,13 @@ from spatile.inference.explain import LayerView, Piece, Word
 from spatile.sparsity import Schedule
 from spatile.torch import apply_structure
 
-from .conftest import PAIRS, TEXTS, WORDS, make_model, save
+from .conftest import PAIRS, TEXTS, WORDS, make_model, save, write_tokenizer
 from .test_structure import random_structure
 
 TOKENS = {n: Schedule.per_layer([1, 0.6, 0.3][:n]) for n in (2, 3)}
 HEADS = {n: Schedule.per_layer([1, 0.75, 0.5][:n]) for n in (2, 3)}
 ESCAPE = "\x1b["
-
-
-def pieces_tokenizer(folder: Path) -> None:
-    """WordPiece that knows "cat" and the pieces of "unbelievable"."""
-    words = [*WORDS, "un", "##believ", "##able"]
-    tokenizer = Tokenizer(
-        models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]")
-    )
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
-    )
-    tokenizer.save(str(folder / "tokenizer.json"))
+PIECES = [*WORDS, "un", "##believ", "##able"]
 
 
 def byte_level_tokenizer(folder: Path) -> None:
@@ -104,7 +89,7 @@ def test_a_protected_word_stays(tmp_path: Path) -> None:
 
 def test_word_pieces_are_joined_and_spelled_as_in_the_text(tmp_path: Path) -> None:
     encoder_of(tmp_path)
-    pieces_tokenizer(tmp_path)
+    write_tokenizer(tmp_path, PIECES)
     found = Encoder.load(tmp_path).explain("Unbelievable:  the CAT.", "\u2603 it")
     assert [w.text for w in found.words] == [
         "[CLS]", "Unbelievable", ":", "the", "CAT", ".", "[SEP]", "\u2603", "it", "[SEP]",
@@ -137,7 +122,7 @@ def test_byte_level_pieces_are_joined(tmp_path: Path) -> None:
 def test_accents_that_the_tokenizer_takes_off_are_shown(tmp_path: Path) -> None:
     """Each as a mark of its own behind its letter: at a piece's end, inside a word, at its end."""
     encoder_of(tmp_path)
-    pieces_tokenizer(tmp_path)
+    write_tokenizer(tmp_path, PIECES)
     text = "Un\u0301believa\u0301ble\u0301, the ca\u0301t\u0323\u0301"
     found = Encoder.load(tmp_path).explain(text, "it\u0301")
     assert [p.text for p in found.words[1].pieces] == [
