@@ -54,8 +54,10 @@ def main() -> None:
         try:
             if job["kind"] == "time":
                 result = _time(job, models)
+            elif job["kind"] == "train":
+                result = _train(job, out)
             else:
-                result = (_train if job["kind"] == "train" else _evaluate)(job, out)
+                result = _evaluate(job)
             _send(out, event="done", result=result)
         except KeyboardInterrupt:
             _send(out, event="stopped")
@@ -104,7 +106,7 @@ def _train(job: dict[str, Any], out: TextIO) -> dict[str, Any]:
     return _found(job)
 
 
-def _evaluate(job: dict[str, Any], out: TextIO) -> dict[str, Any]:
+def _evaluate(job: dict[str, Any]) -> dict[str, Any]:
     """Pack the dense model with the schedules of a cell that is not trained, and score it."""
     import spatile
     from spatile.finetune.run_folder import write_folder
