@@ -223,3 +223,10 @@ def test_the_command_searches_and_resumes(
     again = json.loads(capsys.readouterr().out)
     assert again["result"] == state["result"]
     assert {p: p.stat().st_mtime_ns for p in out.glob("**/run.json")} == trained
+
+    # Moved, and stopped before the last try was noted: its run is where it was left.
+    moved = out.rename(tmp_path / "moved")
+    state["tries"] = state["tries"][:-1]
+    (moved / "search.json").write_text(json.dumps(state), "utf-8")
+    assert main(["finetune", "--resume", "--out", str(moved), "--json", "--quiet"]) == 0
+    assert json.loads(capsys.readouterr().out)["result"] == again["result"]

@@ -273,10 +273,13 @@ def _finetune(
 ) -> dict[str, Any]:
     given = settings.to_dict()
     plan = given.pop("plan")
+    started = (out / "run.json").is_file()
+    if started:  # maybe somewhere else: the dense model is in the search's own folder
+        RunFolder.open(out).relocate(settings)
     return finetune(
         out=out,
         plan=None if plan is None else Plan.from_dict(plan),
-        resume=(out / "run.json").is_file(),
+        resume=started,
         threads=threads,
         timing_rounds=timing_rounds,
         progress=progress,

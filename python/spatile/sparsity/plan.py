@@ -138,35 +138,26 @@ class Plan:
         *,
         precompute: Literal["auto"] | bool = "auto",
         tokens: int = 128,
-        heads: Sequence[int] | None = None,
         ignore: Sequence[str] = (),
     ) -> Plan:
         """E.T.'s assignment for a BERT, RoBERTa, DistilBERT or GPT-2 ``config`` (object or dict).
 
         Per layer, without pre-computation: Q, K tile; V row; O tile. With it: Q, K tile; V dense;
         O row. Feed-forward matrices are tile-pruned in both. Q and K are never row-pruned, which
-        the paper found to cost much accuracy. ``precompute="auto"`` takes, layer by layer, the
-        form with fewer multiply-adds by :func:`attention_multiply_adds` at ``tokens`` tokens. Both
-        forms' are in proportion to the heads that a layer has, so it makes no difference how many
-        of them are left, be it by ``heads`` (one number a layer) or by the structure in ``config``.
+        the paper found to cost much accuracy. ``precompute="auto"`` takes the form with fewer
+        multiply-adds by :func:`attention_multiply_adds` at ``tokens`` tokens. Both forms' are in
+        proportion to the heads that a layer has left, so their number makes no difference.
         """
         left = Structure.of_config(config)
         shape = model_shape(config, n_layers=None if left is None else left.n_layers)
-        kept = tuple(heads) if heads is not None else (shape.heads,) * len(shape.layers)
-        if len(kept) != len(shape.layers):
-            raise ValueError(
-                f"plan: heads has {len(kept)} layers, expected {len(shape.layers)} as in config"
-            )
         if precompute not in (True, False, "auto"):
             raise ValueError(f"plan: precompute is {precompute!r}, expected 'auto', True or False")
-        merged = tuple(
-            _precompute_pays(shape.hidden, shape.heads, kept[i], tokens, sparsity)
-            if precompute == "auto"
-            else bool(precompute)
-            for i in range(len(kept))
-        )
+        if precompute == "auto":
+            merge = _precompute_pays(shape.hidden, shape.heads, tokens, sparsity)
+        else:
+            merge = bool(precompute)
         entries: list[PlanEntry] = []
-        for names, merge in zip(shape.layers, merged, strict=True):
+        for names in shape.layers:
             entries += [PlanEntry(n, Tile(), sparsity) for n in (names.query, names.key)]
             if merge:
                 entries.append(PlanEntry(names.output, Row(), sparsity))
@@ -174,7 +165,7 @@ class Plan:
                 entries.append(PlanEntry(names.value, Row(), sparsity))
                 entries.append(PlanEntry(names.output, Tile(), sparsity))
             entries += [PlanEntry(n, Tile(), sparsity) for n in names.ffn]
-        return cls(tuple(entries), tuple(ignore), merged)
+        return cls(tuple(entries), tuple(ignore), (merge,) * len(shape.layers))
 
     @classmethod
     def structured(cls, config: Any, sparsity: float, *, ignore: Sequence[str] = ()) -> Plan:
@@ -322,7 +313,7 @@ def attention_multiply_adds(
     return round(tokens * per_token, 3)
 
 
-def _precompute_pays(hidden: int, heads: int, kept: int, tokens: int, sparsity: float) -> bool:
+def _precompute_pays(hidden: int, heads: int, tokens: int, sparsity: float) -> bool:
     apart, merged = (
         attention_multiply_adds(
             hidden,
@@ -331,7 +322,6 @@ def _precompute_pays(hidden: int, heads: int, kept: int, tokens: int, sparsity: 
             value_sparsity=0.0 if precompute else sparsity,
             output_sparsity=sparsity,
             precompute=precompute,
-            kept_heads=kept,
         )
         for precompute in (False, True)
     )
