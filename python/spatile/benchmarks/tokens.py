@@ -7,7 +7,10 @@ against the same encoder on all tokens, and both counted in the same runs.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +106,44 @@ def _topk(bench: Bench, n: int) -> None:
     bench.compare([case], peers)
 
 
+# ---- encoders -----------------------------------------------------------------------------------
+
+
+def _encoders(
+    bench: Bench, titles: Collection[str], build: Callable[[], Any], plan: Plan | None
+) -> Iterator[tuple[str, str, Encoder]]:
+    """Shape, dtype and the model's encoder in it, where one of the titles is wanted.
+
+    The model is built and pruned only where one is, and each dtype loads it once for all shapes.
+    """
+    wanted = [
+        (shape, dtype)
+        for dtype in DTYPES
+        for shape in SHAPES
+        if any(bench.wants(title, shape, dtype) for title in titles)
+        and (dtype != "bfloat16" or bench.native_bfloat16)
+    ]
+    if not wanted:
+        return
+    model = build()
+    if plan is not None:
+        model = pruned_copy(model, plan)[0]
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        for dtype, cases in groupby(wanted, key=itemgetter(1)):
+            encoder = Encoder.load(Path(folder), plan=plan, compute=dtype)
+            for shape, _ in cases:
+                yield shape, dtype, encoder
+
+
+def _with(encoder: Encoder, tokens: Schedule | None, ids: list[list[int]]) -> Callable[[], Any]:
+    def run() -> Any:
+        encoder.tokens = tokens
+        return encoder.run(ids)
+
+    return run
+
+
 # ---- importance sums ----------------------------------------------------------------------------
 
 
@@ -112,21 +153,10 @@ def _sums(bench: Bench) -> None:
     Its attention's own time is what it takes more than on as many tokens in inputs of 16.
     """
     title = f"tokens, importance sums, {HEADS} heads of {WIDTH}"
-    wanted = [
-        (shape, dtype) for shape in SHAPES for dtype in DTYPES if bench.wants(title, shape, dtype)
-    ]
-    if not wanted:
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        plan = Plan.uniform("tile", NEARLY_ALL)
-        pruned_copy(mostly_attention(HEADS, WIDTH), plan)[0].save_pretrained(folder)
-        for dtype in DTYPES:
-            shapes = [shape for shape, other in wanted if other == dtype]
-            if not shapes or (dtype == "bfloat16" and not bench.native_bfloat16):
-                continue
-            encoder = Encoder.load(Path(folder), plan=plan, compute=dtype)
-            for shape in shapes:
-                _sums_of(bench, (title, shape, dtype), encoder)
+    plan = Plan.uniform("tile", NEARLY_ALL)
+    build = partial(mostly_attention, HEADS, WIDTH)
+    for shape, dtype, encoder in _encoders(bench, [title], build, plan):
+        _sums_of(bench, (title, shape, dtype), encoder)
 
 
 def _sums_of(bench: Bench, title: tuple[str, str, str], encoder: Encoder) -> None:
@@ -158,35 +188,10 @@ def _titles(name: str, form: str) -> dict[str, str]:
 
 
 def _model(bench: Bench, name: str, form: str) -> None:
-    wanted = [
-        (shape, dtype)
-        for shape in SHAPES
-        for dtype in DTYPES
-        if any(bench.wants(title, shape, dtype) for title in _titles(name, form).values())
-    ]
-    if not wanted:
-        return
+    titles = _titles(name, form)
     plan = None if form == "dense" else Plan.uniform("tile", SPARSITY)
-    model = bert(name)
-    if plan is not None:
-        model = pruned_copy(model, plan)[0]
-    with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
-        for dtype in DTYPES:
-            shapes = [shape for shape, other in wanted if other == dtype]
-            if not shapes or (dtype == "bfloat16" and not bench.native_bfloat16):
-                continue
-            encoder = Encoder.load(Path(folder), plan=plan, compute=dtype)
-            for shape in shapes:
-                _shape(bench, _titles(name, form), shape, dtype, encoder)
-
-
-def _with(encoder: Encoder, tokens: Schedule | None, ids: list[list[int]]) -> Callable[[], Any]:
-    def run() -> Any:
-        encoder.tokens = tokens
-        return encoder.run(ids)
-
-    return run
+    for shape, dtype, encoder in _encoders(bench, titles.values(), partial(bert, name), plan):
+        _shape(bench, titles, shape, dtype, encoder)
 
 
 def _shape(bench: Bench, titles: dict[str, str], shape: str, dtype: str, encoder: Encoder) -> None:
