@@ -12,7 +12,7 @@ from spatile.inference import Encoder
 from spatile.sparsity import Schedule
 from tests.finetune.conftest import Finished
 
-from .test_commands import Capture, code_of, one_line
+from .conftest import Capture, code_of, one_line
 
 KEEP = ["--keep-tokens", "0.7", "--keep-heads", "0.75"]
 

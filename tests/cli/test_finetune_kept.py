@@ -11,7 +11,7 @@ from spatile.cli import main
 from spatile.inference import Encoder
 from spatile.sparsity import Schedule
 
-Capture = pytest.CaptureFixture[str]
+from .conftest import Capture
 
 
 def test_sparsity_may_be_left_out(
