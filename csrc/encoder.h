@@ -52,8 +52,14 @@ typedef struct spt_encoder_model {
 /* Cascade pruning of tokens and heads (SpAtten, HPCA 2021). A token's importance is the sum of the
  * probabilities it got, over heads, queries and layers; a head's that of the magnitudes of its results
  * before W_O (of a merged layer: of what it adds to the layer's output). Layer i works on tokens[i, s]
- * of sequence s's tokens and on heads[i, s] heads: those of the greatest importance so far among
- * those of layer i - 1, of equals the first. Layer 0 works on all. NaN is an error.
+ * of sequence s's tokens: those of the greatest importance so far among those of layer i - 1, of
+ * equals the first. Layer 0 works on all. NaN is an error.
+ *
+ * A head that was dropped is gone from all later layers. Before layer i those of its heads go that are
+ * left, the least important first and of equals the last, until it has heads[i, s]; but a head stays
+ * while it is the last one that a later layer has left. So a layer works on fewer where it has fewer,
+ * and on more where it must; heads that it does not have are left for those that do. The importance
+ * of a head that no layer had so far is 0.
  *
  * What is dropped after a layer is already left out where that layer no longer needs it, behind its
  * attention. The results are those of leaving it out later, whatever else is in the batch. */
@@ -64,7 +70,7 @@ typedef struct spt_encoder_pruning {
       *protect;         /* (tokens) kept whatever their importance, as are first tokens; or NULL */
   int32_t *kept_tokens; /* out: what each layer worked on, as tokens of the run: one after the other
                              by layer and sequence */
-  uint8_t *kept_heads;  /* out (n_layers, n_sequences, model's n_heads) */
+  uint8_t *kept_heads; /* out (n_layers, n_sequences, model's n_heads): what each layer worked on */
 } spt_encoder_pruning;
 
 /* What a layer did: multiply-adds, and bytes of the weights read (once) and of the activations that

@@ -89,6 +89,7 @@ static void lay_out_kept(spt_encoder_pass *p, struct layout *to, const struct wi
   k->magnitudes = take(to, w->heads * slots, sizeof *k->magnitudes);
   k->head_importance = take(to, sequences * p->model->n_heads, sizeof *k->head_importance);
   k->heads = take(to, sequences * p->model->n_heads, sizeof *k->heads);
+  k->loses_heads = take(to, sequences, sizeof *k->loses_heads);
   bool heads = p->run->pruning->heads != NULL;
   k->units = take(to, heads ? spt_ceil_div(w->qkv, SPT_STRIP) : ABSENT, sizeof *k->units);
   k->rows = take(to, w->qkv, sizeof *k->rows);
@@ -122,16 +123,6 @@ static int64_t lay_out(spt_encoder_pass *p, float *base) {
     lay_out_kept(p, &to, &w);
   }
   return to.at > INT64_MAX / 64 ? -1 : to.at * SPT_LANES;
-}
-
-void spt_find_sequences(spt_encoder_pass *p) {
-  int64_t s = 0;
-  for (int64_t panel = 0; panel < p->n_panels; panel++) {
-    while (p->end[s] <= panel * SPT_LANES) {
-      s++;
-    }
-    p->panel_sequence[panel] = s;
-  }
 }
 
 spt_status spt_cpu_encoder_forward(void *state, const spt_encoder_run *run, spt_error *err) {

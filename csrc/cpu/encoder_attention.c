@@ -14,17 +14,26 @@ int64_t spt_context_width(const spt_encoder_layer *l) {
   return width;
 }
 
+void spt_find_sequences(spt_encoder_pass *p) {
+  int64_t s = 0;
+  for (int64_t panel = 0; panel < p->n_panels; panel++) {
+    while (p->end[s] <= panel * SPT_LANES) {
+      s++;
+    }
+    p->panel_sequence[panel] = s;
+  }
+}
+
 /* What pruning needs to know of a block: each key's share of the probabilities, each query's
  * magnitude. */
 static void ask_for_importance(const spt_encoder_pass *p, spt_attention_block *block, int32_t head,
                                int64_t sequence, int64_t query_panel, int worker) {
-  const spt_encoder_pruning *pruning = p->run->pruning;
   const spt_kept *k = &p->kept;
-  if (spt_loses(p, pruning->tokens, sequence)) {
+  if (spt_loses_tokens(p, sequence)) {
     block->token_shares = k->shares + worker * p->most_slots + p->begin[sequence];
     block->nan = k->nan + worker;
   }
-  if (spt_loses(p, pruning->heads, sequence)) {
+  if (k->loses_heads[sequence]) {
     block->magnitudes = k->magnitudes + head * p->most_slots + query_panel * SPT_LANES;
   }
 }

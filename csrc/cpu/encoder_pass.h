@@ -38,7 +38,8 @@ typedef struct spt_kept {
   double *shares;             /* (workers, slots) of the current layer */
   float *magnitudes;          /* (heads of the layer, slots) */
   double *head_importance;    /* (n_sequences, n_heads) */
-  uint8_t *heads;             /* (n_sequences, n_heads) whether it is kept */
+  uint8_t *heads;             /* (n_sequences, n_heads) whether it has not been dropped */
+  uint8_t *loses_heads;       /* (n_sequences) behind the current layer or a later one */
   uint8_t *units;             /* (units of qkv) whether some kept head needs it; NULL: all do */
   uint8_t *rows;              /* (rows of qkv) the same */
   uint8_t *nan;               /* (workers) */
@@ -101,10 +102,11 @@ static inline int64_t spt_slots_for(const spt_encoder_pass *p, int64_t tokens) {
   return p->run->pruning != NULL && p->layers_bf16 != NULL ? (tokens + 1) / 2 * 2 : tokens;
 }
 
-/* Whether sequence s loses tokens, or heads, behind the current layer or a later one. */
-static inline bool spt_loses(const spt_encoder_pass *p, const int64_t *counts, int64_t s) {
+/* Whether sequence s loses tokens behind the current layer or a later one. */
+static inline bool spt_loses_tokens(const spt_encoder_pass *p, int64_t s) {
+  const int64_t *counts = p->run->pruning->tokens;
   int64_t n = p->run->n_sequences, last = p->model->n_layers - 1;
-  return counts != NULL && counts[last * n + s] < counts[p->layer_index * n + s];
+  return counts[last * n + s] < counts[p->layer_index * n + s];
 }
 
 /* Whether some slots hold no token. */
@@ -125,9 +127,6 @@ void spt_pruning_begin_layer(spt_encoder_pass *);
  * context of those that stay are in kept.x and kept.context, and slots and panels are fewer. */
 SPT_WARN_UNUSED spt_status spt_pruning_end_attention(spt_encoder_pass *, bool *compacted,
                                                      spt_error *);
-/* The sequence of each panel, from begin and end. */
-void spt_find_sequences(spt_encoder_pass *);
-
 /* The sizes of a layer's matrices, all units of them. */
 spt_layer_size spt_size_of_layer(const spt_encoder_layer *, spt_dtype compute);
 
@@ -138,6 +137,9 @@ void spt_count_rest(const spt_encoder_pass *);
 
 /* Features of the heads' results, side by side or added up. */
 int64_t spt_context_width(const spt_encoder_layer *);
+
+/* The sequence of each panel, from begin and end. */
+void spt_find_sequences(spt_encoder_pass *);
 
 /* context = the heads' attention over qkv. */
 void spt_encoder_attention(spt_encoder_pass *);

@@ -36,6 +36,32 @@ void spt_pruning_start(spt_encoder_pass *p) {
   k->noted = 0;
 }
 
+/* How many heads of a layer sequence s still has; `last` is one of them. */
+static int64_t heads_left(const spt_encoder_pass *p, int64_t layer, int64_t s, int32_t *last) {
+  const spt_encoder_layer *l = &p->model->layers[layer];
+  const uint8_t *alive = p->kept.heads + s * p->model->n_heads;
+  int64_t left = 0;
+  for (int32_t h = 0; h < l->n_heads; h++) {
+    if (alive[l->head[h]]) {
+      left++;
+      *last = l->head[h];
+    }
+  }
+  return left;
+}
+
+/* Whether sequence s loses a head behind the current layer or a later one. */
+static bool loses_heads(const spt_encoder_pass *p, int64_t s) {
+  const int64_t *heads = p->run->pruning->heads;
+  int32_t last;
+  for (int64_t layer = p->layer_index + 1; heads != NULL && layer < p->model->n_layers; layer++) {
+    if (counts_of(p, heads, layer)[s] < heads_left(p, layer, s, &last)) {
+      return true;
+    }
+  }
+  return false;
+}
+
 static void mark_rows(uint8_t *rows, int32_t row, int32_t n) { memset(rows + row, 1, (size_t)n); }
 
 /* Which units of qkv hold a row of a head that some sequence keeps. */
@@ -77,10 +103,15 @@ void spt_pruning_begin_layer(spt_encoder_pass *p) {
       pruning->kept_tokens[k->noted++] = k->token[slot];
     }
   }
-  memcpy(pruning->kept_heads + p->layer_index * heads, k->heads, (size_t)heads);
+  uint8_t *noted = pruning->kept_heads + p->layer_index * heads;
+  memset(noted, 0, (size_t)heads);
   for (int64_t s = 0; s < n; s++) {
+    for (int32_t h = 0; h < p->layer->n_heads; h++) {
+      noted[s * p->model->n_heads + p->layer->head[h]] = spt_head_is_kept(p, h, s);
+    }
+    k->loses_heads[s] = loses_heads(p, s);
     size_t bytes = (size_t)(k->end[s] - k->begin[s]) * sizeof *k->shares;
-    for (int w = 0; spt_loses(p, pruning->tokens, s) && w < p->workers; w++) {
+    for (int w = 0; spt_loses_tokens(p, s) && w < p->workers; w++) {
       memset(k->shares + w * p->most_slots + k->begin[s], 0, bytes);
     }
   }
@@ -138,22 +169,46 @@ static bool add_head_importance(const spt_encoder_pass *p, int64_t s) {
   return ordered;
 }
 
-static void select_heads(const spt_encoder_pass *p, int64_t s, int64_t count, uint32_t *keys) {
-  int64_t n_heads = p->model->n_heads, n = 0;
-  uint8_t *kept = p->kept.heads + s * n_heads;
-  const double *importance = p->kept.head_importance + s * n_heads;
-  for (int64_t h = 0; h < n_heads; h++) {
-    if (kept[h]) {
-      keys[n++] = spt_select_key((float)importance[h]);
+/* Whether a later layer has no other head left than this one. */
+static bool is_last_head(const spt_encoder_pass *p, int64_t s, int32_t head) {
+  for (int64_t layer = p->layer_index + 1; layer < p->model->n_layers; layer++) {
+    int32_t last = -1;
+    if (heads_left(p, layer, s, &last) == 1 && last == head) {
+      return true;
     }
   }
-  if (count >= n) {
-    return;
+  return false;
+}
+
+/* The next layer's heads go, the least important first and of equals the last, until it has `count`.
+ * One that a later layer could not do without stays. Heads that the next layer does not have cost
+ * nothing in it: nothing is decided about them. */
+static void select_heads(const spt_encoder_pass *p, int64_t s, int64_t count, uint32_t *keys) {
+  const spt_encoder_layer *next = &p->model->layers[p->layer_index + 1];
+  uint8_t *alive = p->kept.heads + s * p->model->n_heads;
+  uint32_t *candidates = keys + p->model->n_heads;
+  int64_t n = 0;
+  for (int32_t h = 0; h < next->n_heads; h++) {
+    int32_t head = next->head[h];
+    if (alive[head]) {
+      double importance = p->kept.head_importance[s * p->model->n_heads + head];
+      keys[n] = spt_select_key((float)importance); /* the larger, the less important */
+      candidates[n++] = (uint32_t)head;
+    }
   }
-  spt_selection most = spt_quick_select(p->tier, keys, n, count, keys + n);
-  for (int64_t h = 0, j = 0; h < n_heads; h++) {
-    if (kept[h]) {
-      kept[h] = spt_is_selected(&most, keys[j++]);
+  for (int64_t left = n; left > count && n > 0; n--) {
+    int64_t least = 0;
+    for (int64_t i = 1; i < n; i++) {
+      least = keys[i] >= keys[least] ? i : least;
+    }
+    int32_t head = (int32_t)candidates[least];
+    if (!is_last_head(p, s, head)) {
+      alive[head] = 0;
+      left--;
+    }
+    for (int64_t i = least; i + 1 < n; i++) {
+      keys[i] = keys[i + 1];
+      candidates[i] = candidates[i + 1];
     }
   }
 }
@@ -165,12 +220,12 @@ static void select_sequence(void *context, int64_t s, int worker) {
   if (p->kept.end[s] == p->kept.begin[s]) {
     return;
   }
-  if (spt_loses(p, pruning->tokens, s)) {
+  if (spt_loses_tokens(p, s)) {
     int64_t count = counts_of(p, pruning->tokens, p->layer_index + 1)[s];
     add_token_importance(p, s);
     select_tokens(p, s, count, keys);
   }
-  if (spt_loses(p, pruning->heads, s)) {
+  if (p->kept.loses_heads[s]) {
     if (!add_head_importance(p, s)) {
       p->kept.nan[worker] = 1;
       return;
@@ -186,7 +241,7 @@ static void move_tokens(spt_encoder_pass *p) {
   int64_t slot = 0;
   for (int64_t s = 0; s < p->run->n_sequences; s++) {
     int64_t count = counts_of(p, p->run->pruning->tokens, p->layer_index + 1)[s];
-    bool selected = spt_loses(p, p->run->pruning->tokens, s);
+    bool selected = spt_loses_tokens(p, s);
     int64_t from = k->begin[s], begin = slot;
     for (int64_t j = 0; j < count; j++, slot++) {
       int32_t source = selected ? k->source[from + j] : (int32_t)(from + j);

@@ -19,7 +19,6 @@ from spatile.sparsity import Plan, Schedule
 
 from .conftest import PAIRS, TEXTS, make_model, plans, prune, save
 from .pruned_run import pruned_run
-from .test_structure import random_structure
 
 N_LAYERS = {"bert": 3, "distilbert": 2, "roberta": 2}
 FALLING = {
@@ -264,100 +263,6 @@ def packed_without(encoder: Encoder, ids: list[list[int]], types: list[list[int]
         return encoder.run(ids, types).cost.actual.multiply_adds
     finally:
         encoder.tokens, encoder.heads = tokens, heads
-
-
-@settings(max_examples=15, deadline=None)
-@given(seed=st.integers(0, 2**31), compute=st.sampled_from(["float32", "bfloat16"]))
-def test_cut_models_keep_heads_by_their_number_in_the_dense_one(seed: int, compute: str) -> None:
-    from spatile.torch import apply_structure
-
-    model = make_model("bert")
-    structure = random_structure(model, seed)
-    apply_structure(model, structure)
-    n_layers = len(structure.layers)
-    falling = [1.0, 0.75, 0.5][:n_layers]
-    with tempfile.TemporaryDirectory() as folder:
-        encoder = Encoder.load(
-            save(model, Path(folder)), compute=compute,
-            tokens=Schedule.per_layer(falling), heads=Schedule.per_layer(falling),
-        )  # fmt: skip
-        ids, types = encoder.tokenize(TEXTS, PAIRS)
-        run = encoder.run(ids, types)
-        assert np.isfinite(run.hidden).all()
-        assert run.kept.heads.sum(axis=2).tolist() == [[n] * len(ids) for n in (4, 3, 2)[:n_layers]]
-        assert encoder.run(ids[:1], types[:1]).kept.heads[0].all(), "also those that are cut out"
-        assert len(run.cost.layers) == 3
-        dropped = {0, 1, 2} - {kept.layer for kept in structure.layers}
-        for layer in dropped:
-            assert run.cost.layers[layer].actual.total.multiply_adds == 0
-            assert run.cost.layers[layer].dense.total.multiply_adds > 0
-
-
-# ---- the cost
-
-
-def test_the_cost_is_what_ran(tmp_path: Path) -> None:
-    """By hand, from what each layer kept. FFN and W_O are spared what goes behind the layer."""
-    model = make_model("bert")
-    folder = save(model, tmp_path)
-    tokens, heads = Schedule.per_layer([1, 0.6, 0.3]), Schedule.per_layer([1, 0.75, 0.5])
-    encoder = Encoder.load(folder, tokens=tokens, heads=heads)
-    ids = random_ids(np.random.default_rng(0), [40])
-    run = encoder.run(ids)
-    width, inner, head = 64, 128, 16
-    n, h = (40, 24, 12, 12), (4, 3, 2)
-    for i, layer in enumerate(run.cost.layers):
-        parts = layer.actual
-        kept = run.kept.heads[i, 0].sum()
-        assert kept == h[i]
-        qkv = 3 * kept * head * width
-        assert parts.projections.multiply_adds == n[i] * qkv + n[i + 1] * width * width
-        assert parts.scores.multiply_adds == n[i] ** 2 * kept * head
-        assert parts.values.multiply_adds == n[i] ** 2 * kept * head
-        assert parts.ffn.multiply_adds == n[i + 1] * 2 * width * inner
-        assert parts.scores.bytes == 2 * n[i] * kept * head * 4
-        assert layer.dense.ffn.multiply_adds == 40 * 2 * width * inner
-        assert layer.dense.scores.multiply_adds == 40**2 * width
-    assert run.cost.reduction > 1.5
-    # What only one of two inputs drops is projected for both.
-    two = encoder.run([ids[0], random_ids(np.random.default_rng(7), [23])[0]])
-    either = two.kept.heads.any(axis=1).sum(axis=1)
-    for i, layer in enumerate(two.cost.layers):
-        now, after = two.kept.counts[i].sum(), two.kept.counts[min(i + 1, 2)].sum()
-        expected = now * 3 * either[i] * head * width + after * width * width
-        assert layer.actual.projections.multiply_adds == expected
-
-
-@pytest.mark.parametrize("first_only", [False, True])
-@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
-def test_an_unpruned_model_costs_what_the_dense_one_does(
-    family: str, compute: str, first_only: bool, tmp_path: Path
-) -> None:
-    encoder = Encoder.load(save(make_model(family), tmp_path), compute=compute)
-    ids, types = encoder.tokenize(TEXTS, PAIRS)
-    cost = encoder.run(ids, types, first_only=first_only).cost
-    for layer in cost.layers:
-        for part in ("projections", "scores", "values", "ffn"):
-            actual, dense = getattr(layer.actual, part), getattr(layer.dense, part)
-            assert actual.multiply_adds == dense.multiply_adds
-            assert dense.bytes <= actual.bytes <= 1.2 * dense.bytes  # the packed form's index
-    if not first_only:
-        assert cost.actual.multiply_adds == encoder.multiply_adds(len(i) for i in ids)
-
-
-def test_costs_add_up(tmp_path: Path) -> None:
-    encoder = Encoder.load(save(make_model("bert"), tmp_path), tokens=FALLING["bert"][0])
-    ids, types = encoder.tokenize(TEXTS, PAIRS)
-    parts = [encoder.run([i], [t]).cost for i, t in zip(ids, types, strict=True)]
-    together = encoder.run(ids, types).cost
-    whole = parts[0] + parts[1] + parts[2] + parts[3]
-    assert whole.actual.multiply_adds == together.actual.multiply_adds
-    assert whole.dense.multiply_adds == together.dense.multiply_adds
-    assert together.actual.bytes < whole.actual.bytes, "weights are read once a run"
-    assert encoder.encode(TEXTS, PAIRS, batch_size=1).cost == whole
-    assert encoder.predict(TEXTS, PAIRS).cost.reduction > 1.3
-    assert f"{together.reduction:.2f}x less" in str(together)
-    assert together.to_json()["layers"][0]["actual"]["ffn"]["multiply_adds"] > 0
 
 
 # ---- results

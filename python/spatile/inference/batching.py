@@ -1,21 +1,20 @@
-"""Inputs of different lengths packed back to back, on the way in and on the way out."""
+"""Inputs in batches, and the batches' runs as one result."""
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from spatile.inference.cost import Cost
-    from spatile.inference.running import EncoderRun
+from spatile.inference.cost import Cost
+from spatile.inference.running import EncoderRun
+from spatile.ops.tokens import protected_mask
 
-__all__ = ["Encoded", "batches", "encoded_of", "flatten"]
+__all__ = ["Encoded", "batches", "encoded_of"]
 
 Array = np.ndarray[Any, Any]
 
@@ -63,26 +62,22 @@ def encoded_of(runs: Sequence[EncoderRun], pooling: str) -> Encoded:
     return Encoded(hidden, offsets, pooled, positions, cost)
 
 
-def flatten(arg: str, rows: Sequence[Sequence[int]]) -> Array:
-    """All rows' integers in one int32 array. Raises TypeError or ValueError naming ``arg``."""
-    outside = f"Encoder: {arg} holds a number outside [0, 2**31), as no table has"
-    flat = array("q")  # takes integers alone, and in half of the time that NumPy takes
-    try:
-        for row in rows:
-            flat.extend(row)
-    except TypeError:
-        found = next(type(v).__name__ for row in rows for v in row if not hasattr(v, "__index__"))
-        raise TypeError(f"Encoder: {arg} holds {found}, expected integers") from None
-    except OverflowError:
-        raise ValueError(outside) from None
-    values = np.frombuffer(flat, np.int64)
-    if len(values) and (values.min() < 0 or values.max() > np.iinfo(np.int32).max):
-        raise ValueError(outside)
-    return values.astype(np.int32)
+def batches(
+    ids: Sequence[Sequence[int]], size: int, protect: Any | None
+) -> Iterator[tuple[slice, Array | None]]:
+    """``ids``' rows in slices of ``size``, each with its own part of what ``protect`` says.
 
-
-def batches(count: int, size: int) -> Iterable[slice]:
-    """``count`` rows in slices of ``size``. Raises ValueError for a size below 1."""
+    ``protect`` as in :meth:`Encoder.run`, of all rows. Raises ValueError for a size below 1 and for
+    a position that a row does not have, TypeError for a ``protect`` of another dtype.
+    """
     if size < 1:
         raise ValueError(f"Encoder: batch_size is {size}, expected at least 1")
-    return (slice(i, min(i + size, count)) for i in range(0, count, size))
+    offsets = np.concatenate(
+        [np.zeros(1, np.int64), np.cumsum([len(row) for row in ids], dtype=np.int64)]
+    )
+    mask = None if protect is None else protected_mask("Encoder", protect, offsets)
+    slices = (slice(i, min(i + size, len(ids))) for i in range(0, len(ids), size))
+    return (
+        (rows, None if mask is None else mask[offsets[rows.start] : offsets[rows.stop]])
+        for rows in slices
+    )

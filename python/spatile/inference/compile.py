@@ -71,10 +71,13 @@ class CompiledMatrix:
 
 @dataclass(frozen=True)
 class CompiledLayer:
-    """Attention's cost is per pair of tokens: ``score_width`` + ``value_width`` multiply-adds."""
+    """Attention's cost is per pair of tokens: ``score_width`` + ``value_width`` multiply-adds.
+
+    ``heads``: those that have values, by their numbers in the dense model.
+    """
 
     matrices: tuple[CompiledMatrix, ...]
-    heads: int
+    heads: tuple[int, ...]
     score_width: int
     value_width: int
     neurons: int
@@ -286,7 +289,7 @@ def _compile_layer(
     products = [p.cost for p in (qkv, o, up, down) if p is not None]
     layer = CompiledLayer(
         tuple(products),
-        heads,
+        tuple(part.head.tolist()),
         heads * head_dim,
         int(part.v_width.sum()),
         len(up_matrix.w),

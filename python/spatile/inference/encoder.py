@@ -23,7 +23,13 @@ from spatile.inference.files import (
 )
 from spatile.inference.head import ClassifierHead, Predictions, read_head
 from spatile.inference.packed import MANIFEST, is_packed, read_packed, write_packed
-from spatile.inference.running import EncoderRun, Pruning, check_schedules, run_engine
+from spatile.inference.running import (
+    EncoderRun,
+    Pruning,
+    check_schedules,
+    head_table,
+    run_engine,
+)
 from spatile.inference.summary import Summary, linear_multiply_adds, summarize
 from spatile.inference.tokenization import copy_tokenizer, load_tokenizer, tokenizer_limit
 from spatile.inference.weights import EncoderWeights, apply_plan, expand_tensors, read_checkpoint
@@ -66,6 +72,7 @@ class Encoder:
         self._engine, self._layers = compile_encoder(
             weights, self.architecture, self._precompute(), compute
         )
+        self._heads = head_table((layer.heads for layer in self._layers), self.architecture.n_heads)
         self._head: ClassifierHead | None = read_head(weights, self.architecture, config)
         self._tokenizer = None if folder is None else load_tokenizer(folder)
         limit = None if folder is None else tokenizer_limit(folder)
@@ -222,6 +229,7 @@ class Encoder:
         return run_engine(
             self._engine,
             self.architecture,
+            self._heads,
             Pruning(self.tokens, self.heads),
             ids,
             types,
@@ -261,8 +269,8 @@ class Encoder:
         ids, types = self.tokenize(texts, pairs, max_tokens=max_tokens)
         first = np.empty((len(ids), self.architecture.width), np.float32)
         cost = self.run([]).cost
-        for rows in batches(len(ids), batch_size):
-            done = self.run(ids[rows], types[rows], first_only=True, protect=protect)
+        for rows, sure in batches(ids, batch_size, protect):
+            done = self.run(ids[rows], types[rows], first_only=True, protect=sure)
             first[rows] = done.hidden
             cost += done.cost
         return replace(self._head.predictions(first), cost=cost)
@@ -283,8 +291,8 @@ class Encoder:
         ids, types = self.tokenize(texts, pairs, max_tokens=max_tokens)
         runs = [self.run([])]
         runs += [
-            self.run(ids[rows], types[rows], protect=protect)
-            for rows in batches(len(ids), batch_size)
+            self.run(ids[rows], types[rows], protect=sure)
+            for rows, sure in batches(ids, batch_size, protect)
         ]
         return encoded_of(runs, self.pooling)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -11,12 +12,11 @@ import numpy as np
 
 from spatile import _core
 from spatile.inference.architecture import Architecture
-from spatile.inference.batching import flatten
 from spatile.inference.cost import Cost, cost_of_run
 from spatile.ops.tokens import protected_mask
 from spatile.sparsity import Schedule
 
-__all__ = ["EncoderRun", "Kept", "Pruning", "check_schedules", "run_engine"]
+__all__ = ["EncoderRun", "Kept", "Pruning", "check_schedules", "head_table", "run_engine"]
 
 Array = np.ndarray[Any, Any]
 COST_PARTS = 4
@@ -27,9 +27,9 @@ class Kept:
     """What each layer worked on: layers as they run, heads numbered as in the dense model.
 
     ``counts`` (layers, n) tokens of each input; ``tokens`` each layer's tokens, as positions in
-    their inputs, one input after the other; ``heads`` (layers, n, heads) whether a head was kept.
-    That is of the dense model's heads: those that are cut out of a layer are kept there too until
-    they are dropped, as the first to go, for their importance is 0.
+    their inputs, one input after the other; ``heads`` (layers, n, heads) whether a layer worked
+    with a head of the dense model: not with one that was dropped before, nor with one that is cut
+    out of the layer or has no values in it.
     """
 
     counts: Array
@@ -47,6 +47,7 @@ class _Record:
     """What a run noted, before anybody asks for it: see :class:`Kept` and :class:`Cost`."""
 
     architecture: Architecture
+    has_heads: Array
     lengths: Array
     within: Array
     counts: Array | None
@@ -75,13 +76,10 @@ class EncoderRun:
     def kept(self) -> Kept:
         """The tokens and heads that each layer worked on."""
         r = self._record
-        n_layers, n_heads = r.architecture.n_layers, r.architecture.n_heads
+        n_layers, n = r.architecture.n_layers, len(r.lengths)
         if r.counts is None or r.tokens is None or r.heads is None:
-            return Kept(
-                np.tile(r.lengths, (n_layers, 1)),
-                (r.within,) * n_layers,
-                np.ones((n_layers, len(r.lengths), n_heads), bool),
-            )
+            heads = np.repeat(r.has_heads[:, None], n, axis=1)
+            return Kept(np.tile(r.lengths, (n_layers, 1)), (r.within,) * n_layers, heads)
         ends = np.cumsum(r.counts.sum(axis=1))[:-1]
         parts = np.split(r.tokens, ends)
         return Kept(r.counts, tuple(r.within[part] for part in parts), r.heads)
@@ -132,7 +130,12 @@ class Pruning:
         return cls(tokens, heads)
 
     def counts(
-        self, a: Architecture, lengths: Array, offsets: Array, protected: Array | None
+        self,
+        a: Architecture,
+        has_heads: Array,
+        lengths: Array,
+        offsets: Array,
+        protected: Array | None,
     ) -> tuple[Array | None, Array | None]:
         """Tokens and heads (layers, n) of each layer; the first None where nothing is dropped, the
         second where no head is. First tokens join ``protected``, and all of them fit in.
@@ -150,18 +153,27 @@ class Pruning:
             columns = [
                 self.heads.heads(a.n_heads, n_layers=a.n_layers, length=x) for x in lengths.tolist()
             ]
-            heads = _if_falling(np.array(columns, np.int64).reshape(n, a.n_layers).T)
-        if heads is None and (tokens is None or _if_falling(tokens) is None):
+            heads = np.array(columns, np.int64).reshape(n, a.n_layers).T
+            some_go = (heads < has_heads.sum(axis=1)[:, None]).any()
+            heads = np.ascontiguousarray(heads) if some_go else None
+        if heads is None and (tokens is None or not (tokens[-1:] < tokens[:1]).any()):
             return None, None
         if tokens is None:
             tokens = np.tile(lengths, (a.n_layers, 1))
         return np.ascontiguousarray(tokens), heads
 
 
-def _if_falling(counts: Array) -> Array | None:
-    if len(counts) == 0 or not (counts[-1] < counts[0]).any():
-        return None
-    return np.ascontiguousarray(counts)
+def head_table(layers: Iterable[Iterable[int]], n_heads: int) -> Array:
+    """(layers, heads) bool, from the numbers of the heads that each layer has.
+
+    >>> head_table([(0, 2), (1,)], 3).tolist()
+    [[True, False, True], [False, True, False]]
+    """
+    heads = [list(own) for own in layers]
+    table = np.zeros((len(heads), n_heads), bool)
+    for row, own in zip(table, heads, strict=True):
+        row[own] = True
+    return table
 
 
 def check_schedules(tokens: Schedule | None, heads: Schedule | None, a: Architecture) -> None:
@@ -186,6 +198,24 @@ def _positions(offsets: Array, lengths: Array) -> Array:
     return np.asarray(within, np.int32)
 
 
+def _flatten(arg: str, rows: Sequence[Sequence[int]]) -> Array:
+    """All rows' integers in one int32 array. Raises TypeError or ValueError naming ``arg``."""
+    outside = f"Encoder: {arg} holds a number outside [0, 2**31), as no table has"
+    flat = array("q")  # takes integers alone, and in half of the time that NumPy takes
+    try:
+        for row in rows:
+            flat.extend(row)
+    except TypeError:
+        found = next(type(v).__name__ for row in rows for v in row if not hasattr(v, "__index__"))
+        raise TypeError(f"Encoder: {arg} holds {found}, expected integers") from None
+    except OverflowError:
+        raise ValueError(outside) from None
+    values = np.frombuffer(flat, np.int64)
+    if len(values) and (values.min() < 0 or values.max() > np.iinfo(np.int32).max):
+        raise ValueError(outside)
+    return values.astype(np.int32)
+
+
 def _inputs(
     a: Architecture, ids: Sequence[Sequence[int]], types: Sequence[Sequence[int]] | None
 ) -> tuple[Array, Array, Array, Array | None]:
@@ -199,14 +229,15 @@ def _inputs(
     if types is not None:
         if [len(row) for row in types] != lengths.tolist():
             raise ValueError("Encoder: types has other lengths than ids, expected the same")
-        flat_types = flatten("types", types) if a.types > 1 else None
+        flat_types = _flatten("types", types) if a.types > 1 else None
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-    return lengths, offsets, flatten("ids", ids), flat_types
+    return lengths, offsets, _flatten("ids", ids), flat_types
 
 
 def run_engine(
     engine: _core.Encoder,
     a: Architecture,
+    has_heads: Array,
     pruning: Pruning,
     ids: Sequence[Sequence[int]],
     types: Sequence[Sequence[int]] | None,
@@ -215,11 +246,14 @@ def run_engine(
     protect: Any,
     element: int,
 ) -> EncoderRun:
-    """One call. ``element``: bytes of a number in the products' type. Raises ValueError."""
+    """One call. ``has_heads`` (layers, heads of the dense model) bool: those that a layer has.
+
+    ``element``: bytes of a number in the products' type. Raises ValueError.
+    """
     lengths, offsets, flat, flat_types = _inputs(a, ids, types)
     within = _positions(offsets, lengths)
     mask = None if protect is None else protected_mask("Encoder", protect, offsets)
-    tokens, heads = pruning.counts(a, lengths, offsets, mask)
+    tokens, heads = pruning.counts(a, has_heads, lengths, offsets, mask)
     ends, kept_tokens, kept_heads = offsets, None, None
     if tokens is not None:
         ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(tokens[-1])])
@@ -234,5 +268,7 @@ def run_engine(
     positions = within
     if kept_tokens is not None:
         positions = within[kept_tokens[len(kept_tokens) - int(ends[-1]) :]]
-    record = _Record(a, lengths, within, tokens, kept_tokens, kept_heads, cost, first_only, element)
+    record = _Record(
+        a, has_heads, lengths, within, tokens, kept_tokens, kept_heads, cost, first_only, element
+    )
     return EncoderRun(hidden, ends, positions, record)

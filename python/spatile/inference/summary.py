@@ -139,7 +139,7 @@ def summarize(weights: EncoderWeights, a: Architecture, layers: Sequence[Any]) -
             for name in (n.query, n.key, n.value, n.output, *n.ffn)
         ),
         layers=tuple(
-            LayerSummary(kept.layer, layer.heads, layer.neurons)
+            LayerSummary(kept.layer, len(layer.heads), layer.neurons)
             for kept, layer in zip(left.layers, layers, strict=True)
         ),
         dense_layers=LayerSizes(left.n_layers, left.n_heads, left.n_neurons),

@@ -67,20 +67,30 @@ def protected_mask(op: str, protect: Any, offsets: np.ndarray[Any, Any]) -> np.n
     return mask
 
 
-def _counts(
-    op: str, keep: Any, lengths: np.ndarray[Any, Any], of: np.ndarray[Any, Any]
-) -> np.ndarray[Any, Any]:
+def kept_count(keep: Any, of: Any) -> np.ndarray[Any, Any]:
+    """``keep`` (fractions in (0, 1]) of ``of``, half rounded up: at least one, where there is one.
+
+    The two are broadcast against each other; int64.
+
+    >>> kept_count(0.5, [0, 1, 2, 3, 4]).tolist()
+    [0, 1, 1, 2, 2]
+    """
+    whole = np.asarray(of, np.int64)
+    rounded = np.floor(np.asarray(keep, np.float64) * whole + 0.5).astype(np.int64)
+    return np.asarray(np.minimum(whole, np.maximum(1, rounded)))
+
+
+def _fractions(op: str, keep: Any, n_sequences: int) -> np.ndarray[Any, Any]:
     given = np.asarray(keep)
     if given.dtype.kind in "bcmMOSU":  # what is left is numbers, bfloat16 too
         raise TypeError(f"{op}: keep is {keep!r}, expected a fraction in (0, 1] or several")
     fractions = given.astype(np.float64)
-    if fractions.ndim > 1 or fractions.size not in (1, len(lengths)):
-        raise ValueError(f"{op}: keep.shape is {fractions.shape}, expected one or {len(lengths)}")
+    if fractions.ndim > 1 or fractions.size not in (1, n_sequences):
+        raise ValueError(f"{op}: keep.shape is {fractions.shape}, expected one or {n_sequences}")
     wrong = fractions[~((fractions > 0.0) & (fractions <= 1.0))]  # NaN too
     if wrong.size:
         raise ValueError(f"{op}: keep is {wrong.flat[0]:g}, expected a fraction in (0, 1]")
-    rounded = np.floor(fractions * of + 0.5).astype(np.int64)
-    return np.asarray(np.minimum(lengths, np.maximum(1, rounded)))
+    return fractions
 
 
 def select_tokens(
@@ -136,7 +146,7 @@ def select_tokens(
         raise ValueError(
             f"{op}: lengths is {of.tolist()}, expected {len(own)} that are at least the sequences'"
         )
-    counts = _counts(op, keep, own, of)
+    counts = np.minimum(own, kept_count(_fractions(op, keep, len(own)), of))
     mask = None
     if protect is not None:
         mask = protected_mask(op, protect, ends)

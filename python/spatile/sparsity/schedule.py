@@ -14,22 +14,15 @@ from itertools import pairwise
 from numbers import Real
 from typing import Any, Literal
 
-__all__ = ["Schedule", "kept_count"]
+from spatile.ops.tokens import kept_count
+
+__all__ = ["Schedule"]
 
 Unit = Literal["tokens", "heads"]
 Averages = tuple[tuple[int, float], ...] | Callable[[int], float]
 
 #: The fraction of the layers, from the first on, that is left whole.
 WHOLE = {"tokens": 0.15, "heads": 0.30}
-
-
-def kept_count(keep: float, n: int) -> int:
-    """``keep`` (a fraction in (0, 1]) of ``n``, half rounded up: at least one, where there is one.
-
-    >>> [kept_count(0.5, n) for n in (0, 1, 2, 3, 4)]
-    [0, 1, 1, 2, 2]
-    """
-    return min(n, max(1, math.floor(keep * n + 0.5)))
 
 
 def _fraction(name: str, value: Any) -> float:
@@ -264,7 +257,8 @@ class Schedule:
 
 
 def _counts(schedule: Schedule, n: int, n_layers: int, unit: Unit, length: int) -> tuple[int, ...]:
-    return tuple(kept_count(keep, n) for keep in schedule.keep(n_layers, unit=unit, length=length))
+    counts: list[int] = kept_count(schedule.keep(n_layers, unit=unit, length=length), n).tolist()
+    return tuple(counts)
 
 
 _remembered_counts = lru_cache(maxsize=4096)(_counts)

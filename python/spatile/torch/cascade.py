@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from spatile.inference.running import Kept
+from spatile.inference.running import Kept, head_table
 from spatile.sparsity import Structure
 from spatile.sparsity.structure import CONFIG_KEY
-from spatile.torch.cascade_attention import attend
+from spatile.torch.cascade_attention import attend, live_values
 from spatile.torch.cascade_pass import CascadePass, Fractions
 from spatile.torch.cascade_pause import ATTRIBUTE
 from spatile.torch.parameters import unwrap
@@ -132,17 +132,24 @@ class Cascade:
             return  # the model says what is missing
         n, width = inputs.shape[:2]
         self._lengths = _lengths(arguments.get("attention_mask"), n, width).to(inputs.device)
-        structure = self.structure()
-        run = CascadePass(
-            self._lengths.cpu().numpy(),
-            width,
-            [kept.heads for kept in structure.layers],
-            structure.n_heads,
-        )
+        heads = [kept.heads for kept in self.structure().layers]
+        run = CascadePass(self._lengths.cpu().numpy(), width, heads, self._has_heads(heads))
         run.plan(self.tokens, self.heads)
         self.last = run
         # Where nothing goes, the model is left to itself: its outputs keep their bits.
         self._pass = run if run.loses else None
+
+    def _has_heads(self, heads: list[tuple[int, ...]]) -> Array:
+        """(layers, heads of the dense model) bool: the heads that have values in each layer."""
+        config = self._layers.config
+        n_heads, parts = int(config.num_attention_heads), self._layers
+        live = []
+        for i, own in enumerate(heads):
+            m = parts.matrices(i)
+            value, output = parts.part(i, m.value), parts.part(i, m.output)
+            rows = live_values(value, output, int(config.hidden_size) // n_heads)[1]
+            live.append(np.array(own)[rows.any(dim=1).cpu().numpy()])
+        return head_table(live, n_heads)
 
     def _refuse(self, arguments: dict[str, Any]) -> None:
         config = self._layers.config

@@ -9,7 +9,7 @@ from torch import nn
 
 from spatile.torch.functional import attention
 
-__all__ = ["LayerAttention", "attend"]
+__all__ = ["LayerAttention", "attend", "live_values"]
 
 _FUSED = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -21,6 +21,14 @@ class LayerAttention:
     out: torch.Tensor
     tokens: torch.Tensor | None
     heads: torch.Tensor | None
+
+
+def live_values(
+    value: nn.Linear, output: nn.Linear, width: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(heads, ``width``) bool: value rows that have weights, and those that W_O reads besides."""
+    computed = value.weight.any(dim=1).view(-1, width)
+    return computed, computed & output.weight.any(dim=0).view(-1, width)
 
 
 def attend(
@@ -43,8 +51,7 @@ def attend(
     does not read. A head without other rows counts for no token. So does the packed model.
     """
     heads, width = q.shape[2:]
-    computed = value.weight.any(dim=1).view(heads, width)
-    live = computed & output.weight.any(dim=0).view(heads, width)
+    computed, live = live_values(value, output, width)
     attends = kept & live.any(dim=1)
     # One row of the mask serves all queries and keys.
     mask = None if bool(attends.all()) else attends[:, :, None, None]

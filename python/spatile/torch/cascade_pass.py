@@ -14,9 +14,9 @@ import torch
 
 from spatile import ops
 from spatile.inference.running import Kept
-from spatile.ops.tokens import protected_mask
+from spatile.ops.tokens import kept_count, protected_mask
 from spatile.sparsity import Schedule
-from spatile.sparsity.schedule import kept_count
+from spatile.torch.cascade_heads import HeadCascade
 
 __all__ = ["CascadePass", "Fractions"]
 
@@ -67,36 +67,26 @@ class _Tokens:
 
 
 @dataclass
-class _Heads:
-    """Likewise; ``score`` (inputs, heads of the dense model)."""
-
-    keep: Array
-    last: int
-    score: Array
-
-
-@dataclass
 class CascadePass:
     """Made when a batch enters the model; ``lengths`` (inputs,) are its valid tokens.
 
-    ``layer_heads``: the heads that each layer has, by their numbers in the dense model.
+    ``layer_heads``: the heads that each layer has, by their numbers in the dense model;
+    ``has_heads`` (layers, heads of the dense model) bool: those of them that have values.
     """
 
     lengths: Array
     width: int
     layer_heads: list[tuple[int, ...]]
-    n_heads: int
+    has_heads: Array
     counts: Array = field(init=False)
-    kept_heads: Array = field(init=False)
     _tokens: _Tokens | None = field(init=False, default=None)
-    _heads: _Heads | None = field(init=False, default=None)
+    _heads: HeadCascade | None = field(init=False, default=None)
     _places: list[Array] = field(init=False)
-    _kept: list[Array] = field(init=False)
+    _kept: list[Array] = field(init=False)  # heads, of the layers so far in which some may be gone
 
     def __post_init__(self) -> None:
         self.counts = self.lengths
-        self.kept_heads = np.ones((len(self.lengths), self.n_heads), bool)
-        self._places, self._kept = [_is_first(self.lengths, self.width)], [self.kept_heads]
+        self._places, self._kept = [_is_first(self.lengths, self.width)], []
 
     def plan(self, tokens: Fractions | None, heads: Fractions | None) -> None:
         """Find out which layers lose something. Raises ValueError as :meth:`Schedule.keep`."""
@@ -108,14 +98,14 @@ class CascadePass:
                 ends = _offsets(lengths)
                 sums = _offsets(self._protected(tokens.protect, ends))
                 least = sums[ends[1:]] - sums[ends[:-1]]
-            last = _last_loss(np.maximum(_counts(keep, lengths), least))
+            last = _last_loss(np.maximum(kept_count(keep, lengths), least))
             position = np.tile(np.arange(self.width), (len(lengths), 1))
             score = np.zeros(position.shape)
             self._tokens = _Tokens(keep, tokens.protect, last, position, score)
         if heads is not None:
             keep = heads.of(n_layers, unit="heads", lengths=lengths)
-            last = _last_loss(_counts(keep, np.full(len(lengths), self.n_heads)))
-            self._heads = _Heads(keep, last, np.zeros(self.kept_heads.shape))
+            keep[:, lengths == 0] = 1.0  # without tokens nothing is known of heads
+            self._heads = HeadCascade(self.has_heads, keep)
 
     @property
     def whole(self) -> Array:
@@ -133,11 +123,14 @@ class CascadePass:
 
     def needs_heads(self, layer: int) -> bool:
         """Whether the layer's importance of heads decides anything."""
-        return self._heads is not None and layer < self._heads.last
+        return self._heads is not None and bool(self._heads.losing(layer).any())
 
     def heads_of(self, layer: int) -> Array:
         """(inputs, heads that the layer has) bool: which of them an input still has."""
-        return np.asarray(self.kept_heads[:, list(self.layer_heads[layer])])
+        own = list(self.layer_heads[layer])
+        if self._heads is None:
+            return np.ones((len(self.lengths), len(own)), bool)
+        return np.asarray(self._heads.alive[:, own])
 
     # ---- behind each attention ------------------------------------------------------------------
 
@@ -150,12 +143,16 @@ class CascadePass:
         flattened (inputs · width), that stay. A row of an input that has fewer is its first.
         """
         rows = None
+        if self._heads is not None:
+            self._kept.append(self._heads.working(layer))
         if tokens is not None:
             rows = self._drop_tokens(layer, tokens.cpu().double().numpy())
         if heads is not None:
-            self._drop_heads(layer, heads.cpu().double().numpy())
+            assert self._heads is not None
+            scores = np.zeros(self._heads.alive.shape)
+            scores[:, list(self.layer_heads[layer])] = heads.cpu().double().numpy()
+            self._heads.drop(layer, scores)
         self._places.append(self._places[-1] if rows is None else self._find_places())
-        self._kept.append(self.kept_heads)
         return rows
 
     def _drop_tokens(self, layer: int, importance: Array) -> Array | None:
@@ -165,7 +162,7 @@ class CascadePass:
         width, ends = t.position.shape[1], _offsets(self.counts)
         valid = _is_first(self.counts, width)
         packed = t.score[valid].astype(np.float32)
-        _check_order("tokens", layer, packed)
+        _check_order(layer, packed)
         protect = None
         if t.protect:
             starts = _offsets(self.lengths)
@@ -189,23 +186,6 @@ class CascadePass:
         sure[offsets[:-1][self.lengths > 0]] = True
         return sure
 
-    def _drop_heads(self, layer: int, importance: Array) -> None:
-        h = self._heads
-        assert h is not None
-        h.score[:, list(self.layer_heads[layer])] += importance
-        packed = h.score[self.kept_heads].astype(np.float32)
-        _check_order("heads", layer, packed)
-        present = self.kept_heads.sum(axis=1)
-        counts = np.minimum(
-            _counts(h.keep[layer + 1][None], np.full(len(present), self.n_heads)), present
-        )
-        found = ops.topk(packed, counts[0], offsets=_offsets(present))
-        stays = np.zeros(len(packed), bool)
-        stays[found.indices] = True
-        kept = self.kept_heads.copy()
-        kept[self.kept_heads] = stays
-        self.kept_heads = kept
-
     # ---- what was kept --------------------------------------------------------------------------
 
     def _find_places(self) -> Array:
@@ -223,19 +203,18 @@ class CascadePass:
     def kept(self) -> Kept:
         """What each layer worked on, as the inference engine says it."""
         places = self._all(self._places)[:-1]
+        heads = np.repeat(self.has_heads[:, None], len(self.lengths), axis=1)
+        if self._kept:
+            heads[: len(self._kept)] = self._kept
         return Kept(
             np.array([p.sum(axis=1) for p in places], np.int64),
             tuple(np.nonzero(p)[1].astype(np.int32) for p in places),
-            np.array(self._all(self._kept)[:-1]),
+            heads,
         )
 
     def _all(self, noted: list[Array]) -> list[Array]:
         """Before and behind all layers, also where no layer had anything to note."""
         return noted + noted[-1:] * (len(self.layer_heads) + 1 - len(noted))
-
-
-def _counts(keep: Array, of: Array) -> Array:
-    return np.array([[kept_count(k, int(n)) for k, n in zip(row, of, strict=True)] for row in keep])
 
 
 def _last_loss(counts: Array) -> int:
@@ -244,9 +223,9 @@ def _last_loss(counts: Array) -> int:
     return int(falls[-1]) + 1 if len(falls) else 0
 
 
-def _check_order(what: str, layer: int, scores: Array) -> None:
+def _check_order(layer: int, scores: Array) -> None:
     if np.isnan(scores).any():
         raise ValueError(
-            f"{'TokenPruning' if what == 'tokens' else 'HeadPruning'}: layer {layer}: the "
-            f"importance of {what} is NaN, expected numbers that can be ordered"
+            f"TokenPruning: layer {layer}: the importance of tokens is NaN, expected numbers that "
+            f"can be ordered"
         )
