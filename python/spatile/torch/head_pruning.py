@@ -20,7 +20,8 @@ class HeadPruning(CascadePruning):
     layers, and its importance counts for no token; of pruned value rows the bias stays. What is
     kept is what ``Encoder.load(..., heads=schedule)`` keeps: by the magnitude of a head's results
     summed over the layers so far. Heads that were cut away for all inputs (:func:`apply_structure`)
-    keep their numbers.
+    keep their numbers: the schedule's fractions are of the dense model's heads, a layer that has
+    fewer loses fewer, and each keeps at least one of its own.
 
     It makes the packed model faster, not training: here every head is still projected.
 
