@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -27,6 +28,24 @@ def test_it_prints_what_the_encoder_explains(finished: Finished, capsys: Capture
     assert capsys.readouterr().out == found.to_text(colour=False, width=100) + "\n"
     assert main(["explain", run, "word1 word2 word3", "word4", *KEEP, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(found.to_json()))
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_stdout_that_lacks_characters_shows_the_others(
+    encoding: str, finished: Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = str(finished.folder)
+    for options in ([], ["--json"]):
+        stdout = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        monkeypatch.setattr("sys.stdout", stdout)
+        assert main(["explain", run, "word1 \u2603 caf\u00e9 word2", *KEEP, *options]) == 0
+        shown = stdout.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
+        if options:
+            assert json.loads(shown)["text"] == "word1 \u2603 caf\u00e9 word2"
+        else:
+            assert "?" in shown
+            assert ("caf\u00e9" in shown) == (encoding == "latin-1")
+            assert ("\u00b7" in shown) == (encoding == "latin-1")
 
 
 def test_it_writes_a_page(finished: Finished, tmp_path: Path, capsys: Capture) -> None:

@@ -15,8 +15,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from spatile.inference import Encoder, Explanation
 from spatile.inference.cost import Amount, Cost, LayerCost, Parts
 from spatile.inference.explain import LayerView, Piece, Word
-from spatile.sparsity import Schedule
-from spatile.torch import apply_structure
+from spatile.sparsity import LayerStructure, Schedule
+from spatile.torch import apply_structure, structure_of
 
 from .conftest import PAIRS, TEXTS, WORDS, make_model, save, write_tokenizer
 from .test_structure import random_structure
@@ -75,6 +75,29 @@ def test_layers_and_heads_of_a_cut_model_are_numbered_as_in_the_dense_one(tmp_pa
     found = Encoder.load(save(model, tmp_path)).explain(TEXTS[0])
     assert [view.layer for view in found.layers] == [kept.layer for kept in left.layers]
     assert [view.heads for view in found.layers] == [kept.heads for kept in left.layers]
+    for view, kept in zip(found.layers, left.layers, strict=True):
+        assert set(view.lacks) == set(range(4)) - set(kept.heads)
+
+
+def test_heads_that_a_layer_lacks_are_not_shown_as_dropped(tmp_path: Path) -> None:
+    model = make_model("bert")
+    whole = structure_of(model)
+    layers = [
+        LayerStructure(i, heads, whole.layers[0].neurons)
+        for i, heads in enumerate([(0, 1, 3), (2, 3), (0, 1, 2, 3)])
+    ]
+    apply_structure(model, whole.with_layers(layers))
+    found = Encoder.load(save(model, tmp_path), heads=HEADS[3]).explain(TEXTS[0])
+    dropped = sorted({0, 1, 2, 3} - set(found.layers[2].heads))
+    assert len(dropped) == 2
+    text = found.to_text(colour=False)
+    bars = [line.split()[2] for line in text.splitlines() if line.startswith("    ")]
+    assert bars[:2] == ["||x|", "xx||"]
+    assert [i for i, sign in enumerate(bars[2]) if sign == "-"] == dropped
+    assert f"heads dropped: {dropped[0]}, {dropped[1]} before layer 2" in text
+    assert "heads marked x: the layer does not have them" in text
+    assert found.to_html().count("<i>x</i>") == 3
+    assert [row["lacks"] for row in found.to_json()["layers"]] == [[2], [0, 1], []]
 
 
 def test_a_protected_word_stays(tmp_path: Path) -> None:

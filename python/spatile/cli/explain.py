@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ spatile explain run "it 's a charming and often affecting journey ."
 spatile explain run/packed "When was it built?" "It was finished in 1889." --keep-tokens 0.5
 spatile explain run "A witty film." --keep-tokens 0.5 --keep-heads 0.75 --html film.html
 spatile explain run "A witty film." --keep-tokens 0.4 --json | jq .layers[-1].words"""
+
+_LIKENESSES = {"·": ".", "…": "...", "␣": "_"}
 
 
 def add(commands: Any) -> argparse.ArgumentParser:
@@ -47,7 +50,33 @@ def run(given: argparse.Namespace) -> int:
         title = given.text if given.pair is None else f"{given.text} / {given.pair}"
         write_page(Path(given.html), title, found.to_html())
     elif given.json:
-        print(json.dumps(found.to_json(), ensure_ascii=False))
+        data = found.to_json()
+        line = json.dumps(data, ensure_ascii=False)
+        print(line if _fits(line) else json.dumps(data))
     else:
-        print(found)
+        print(_shown(str(found)))
     return 0
+
+
+def _encoding() -> str:
+    return getattr(sys.stdout, "encoding", None) or "utf-8"
+
+
+def _fits(text: str) -> bool:
+    try:
+        text.encode(_encoding())
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _shown(text: str) -> str:
+    """What standard output can show of ``text``; "?" for what its encoding lacks.
+
+    The picture's own signs have likenesses that every encoding has.
+    """
+    if _fits(text):
+        return text
+    for sign, likeness in _LIKENESSES.items():
+        text = text if _fits(sign) else text.replace(sign, likeness)
+    return text.encode(_encoding(), "replace").decode(_encoding())

@@ -14,10 +14,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from spatile.inference.architecture import Architecture
-from spatile.inference.cost import Cost
+from spatile.inference.explain_data import Explained, LayerView, Piece, Word
 from spatile.inference.explain_html import html_of
 from spatile.inference.explain_text import printable, text_of
 from spatile.inference.head import Predictions
@@ -26,59 +24,9 @@ from spatile.sparsity import Schedule
 
 __all__ = ["Explanation", "LayerView", "Piece", "Word", "explanation_of"]
 
-Array = np.ndarray[Any, Any]
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Part of a word that is dropped or kept at once: its text, and its tokens' ``positions``.
-
-    It has several tokens where a character is spelled in bytes.
-    """
-
-    text: str
-    positions: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Word:
-    """A word as the text has it, or a special token by its name; ``space``: one stands before it.
-
-    ``segment``: 0 for a word of the text, 1 for one of its pair.
-    """
-
-    pieces: tuple[Piece, ...]
-    special: bool
-    space: bool
-    segment: int
-
-    @property
-    def text(self) -> str:
-        """The whole word."""
-        return "".join(piece.text for piece in self.pieces)
-
-    @property
-    def positions(self) -> tuple[int, ...]:
-        """The places of its tokens in the input."""
-        return tuple(p for piece in self.pieces for p in piece.positions)
-
-
-@dataclass(frozen=True)
-class LayerView:
-    """What one layer worked on. ``layer`` and ``heads`` are numbered as in the dense model.
-
-    ``tokens``: positions in the input, ascending. ``work``: its multiply-adds over those of the
-    dense model's layer.
-    """
-
-    layer: int
-    tokens: tuple[int, ...]
-    heads: tuple[int, ...]
-    work: float
-
 
 @dataclass(frozen=True, repr=False)
-class Explanation:
+class Explanation(Explained):
     """What :meth:`Encoder.explain` returns; printed, the sentence layer by layer.
 
     Plain text in a pipe, struck out on a terminal (in colour, unless the variable NO_COLOR is set),
@@ -87,44 +35,6 @@ class Explanation:
     ``predictions``: of this one input, where the model has a head. ``token_schedule`` and
     ``head_schedule`` are the encoder's.
     """
-
-    text: str
-    pair: str | None
-    tokens: tuple[str, ...]
-    words: tuple[Word, ...]
-    layers: tuple[LayerView, ...]
-    n_heads: int
-    cost: Cost
-    token_schedule: Schedule | None = None
-    head_schedule: Schedule | None = None
-    predictions: Predictions | None = None
-    truncated: bool = False
-
-    @property
-    def kept(self) -> Array:
-        """(layers, tokens) bool: whether a layer worked on a token."""
-        kept = np.zeros((len(self.layers), len(self.tokens)), bool)
-        for row, view in zip(kept, self.layers, strict=True):
-            row[list(view.tokens)] = True
-        return kept
-
-    @property
-    def heads(self) -> Array:
-        """(layers, heads) bool: whether a layer worked with a head of the dense model."""
-        kept = np.zeros((len(self.layers), self.n_heads), bool)
-        for row, view in zip(kept, self.layers, strict=True):
-            row[list(view.heads)] = True
-        return kept
-
-    def kept_words(self, layer: int = -1) -> tuple[str, ...]:
-        """The words of which the ``layer``-th that runs worked on any part, special ones left out.
-
-        >>> from spatile.inference import Encoder                            # doctest: +SKIP
-        >>> Encoder.load("RUN/packed").explain("A gorgeous movie.").kept_words()  # doctest: +SKIP
-        ('gorgeous',)
-        """
-        there = set(self.layers[layer].tokens)
-        return tuple(w.text for w in self.words if not w.special and there & set(w.positions))
 
     def to_text(self, *, colour: bool | None = None, width: int | None = None) -> str:
         """The sentence layer by layer.
@@ -170,6 +80,7 @@ class Explanation:
                     "tokens": list(view.tokens),
                     "words": list(self.kept_words(i)),
                     "heads": list(view.heads),
+                    "lacks": list(view.lacks),
                     "work": view.work,
                 }
                 for i, view in enumerate(self.layers)
@@ -214,8 +125,9 @@ def explanation_of(
         LayerView(
             layer=left.layer,
             tokens=tuple(run.kept.positions(i, 0).tolist()),
-            heads=tuple(h for h in left.heads if run.kept.heads[i, 0, h]),
+            heads=tuple(run.kept.heads[i, 0].nonzero()[0].tolist()),
             work=work[left.layer],
+            lacks=tuple((~run.has_heads[i]).nonzero()[0].tolist()),
         )
         for i, left in enumerate(a.structure.layers)
     ]

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import html
-from typing import TYPE_CHECKING
 
+from spatile.inference.explain_data import Explained
 from spatile.inference.explain_text import (
     Fate,
     cost_line,
-    fates,
+    head_fates,
     head_lines,
     no_schedules,
     prediction_line,
     runs_of,
     work_line,
 )
-
-if TYPE_CHECKING:
-    from spatile.inference.explain import Explanation
 
 __all__ = ["html_of"]
 
@@ -36,7 +33,7 @@ border:0;border-top:1px solid #8886;background:none;color:inherit;white-space:no
 """
 
 
-def html_of(e: Explanation) -> str:
+def html_of(e: Explained) -> str:
     """A table with a row for each layer, and what it cost below; no scripts, no addresses."""
     with_heads = e.head_schedule is not None
     titles = ["layer", "tokens", *(["heads"] if with_heads else []), "work", "words"]
@@ -71,7 +68,7 @@ def _e(text: str) -> str:
     return html.escape(text, quote=True)
 
 
-def _words(e: Explanation, layer: int) -> str:
+def _words(e: Explained, layer: int) -> str:
     parts = []
     for n, word in enumerate(e.words):
         parts.append(" " if n and word.space else "")
@@ -85,10 +82,12 @@ def _words(e: Explanation, layer: int) -> str:
     return "".join(parts) + (" …" if e.truncated else "")
 
 
-def _heads(e: Explanation, layer: int) -> str:
-    """A square a head: full where it is kept."""
-    kept = [view.heads for view in e.layers]
-    squares = {Fate.KEPT: "■", Fate.JUST_DROPPED: "<s class='head just'>□</s>"}
-    return "".join(
-        squares.get(fate, "<s class='head'>□</s>") for fate in fates(range(e.n_heads), kept, layer)
-    )
+def _heads(e: Explained, layer: int) -> str:
+    """A square a head: full where it is kept; an x where the layer does not have it."""
+    signs = {
+        Fate.KEPT: "■",
+        Fate.JUST_DROPPED: "<s class='head just'>□</s>",
+        Fate.DROPPED_BEFORE: "<s class='head'>□</s>",
+        Fate.LACKING: "<i>x</i>",
+    }
+    return "".join(signs[fate] for fate in head_fates(e, layer))

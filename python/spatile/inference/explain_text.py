@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from enum import IntEnum
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from spatile.inference.explain import Explanation, Word
-    from spatile.inference.head import Predictions
+from spatile.inference.explain_data import Explained, Word
+from spatile.inference.head import Predictions
 
 __all__ = [
     "Fate",
     "cost_line",
     "fates",
+    "head_fates",
     "head_lines",
     "no_schedules",
     "prediction_line",
@@ -33,6 +32,7 @@ class Fate(IntEnum):
     KEPT = 0
     JUST_DROPPED = 1
     DROPPED_BEFORE = 2
+    LACKING = 3
 
 
 Run = tuple[str, Fate]
@@ -52,7 +52,25 @@ def fates(places: Iterable[int], kept: Sequence[Iterable[int]], layer: int) -> l
     ]
 
 
-def runs_of(word: Word, e: Explanation, layer: int) -> list[Run]:
+def head_fates(e: Explained, layer: int) -> list[Fate]:
+    """Of each head of the dense model, where layers may lack some.
+
+    Dropped just now: the last layer that has it worked with it, or none has it before this one.
+    """
+    return [_head_fate(e, layer, head) for head in range(e.n_heads)]
+
+
+def _head_fate(e: Explained, layer: int, head: int) -> Fate:
+    view = e.layers[layer]
+    if head in view.lacks:
+        return Fate.LACKING
+    if head in view.heads:
+        return Fate.KEPT
+    before = next((v for v in reversed(e.layers[:layer]) if head not in v.lacks), None)
+    return Fate.JUST_DROPPED if before is None or head in before.heads else Fate.DROPPED_BEFORE
+
+
+def runs_of(word: Word, e: Explained, layer: int) -> list[Run]:
     """A word's pieces as a layer has them: a piece is there while any of its tokens is."""
     kept = [view.tokens for view in e.layers]
     runs: list[Run] = []
@@ -65,7 +83,7 @@ def runs_of(word: Word, e: Explanation, layer: int) -> list[Run]:
     return runs
 
 
-def text_of(e: Explanation, *, colour: bool, width: int) -> str:
+def text_of(e: Explained, *, colour: bool, width: int) -> str:
     """The whole picture, lines of at most ``width`` columns where words allow it."""
     lines = []
     if e.predictions is not None:
@@ -98,7 +116,7 @@ def text_of(e: Explanation, *, colour: bool, width: int) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _plain(e: Explanation, layer: int) -> Iterator[tuple[str, str]]:
+def _plain(e: Explained, layer: int) -> Iterator[tuple[str, str]]:
     """Blocks that no line breaks, as (what is seen, what is written).
 
     What has just gone is "-word-", what went before a dot; words that the text does not separate
@@ -125,7 +143,7 @@ def _marked(text: str, fate: Fate) -> str:
     return {Fate.KEPT: text, Fate.JUST_DROPPED: f"-{text}-", Fate.DROPPED_BEFORE: "·"}[fate]
 
 
-def _coloured(e: Explanation, layer: int) -> Iterator[tuple[str, str]]:
+def _coloured(e: Explained, layer: int) -> Iterator[tuple[str, str]]:
     """The same, with the words in their places, struck out."""
     seen = written = ""
     for word in e.words:
@@ -155,17 +173,16 @@ def _filled(blocks: Iterable[tuple[str, str]], width: int) -> list[str]:
     return lines
 
 
-def _barcode(e: Explanation, layer: int) -> str:
-    """A character a head: "|" kept, "-" dropped just now, "·" before."""
-    kept = [view.heads for view in e.layers]
-    return "".join("|-·"[fate] for fate in fates(range(e.n_heads), kept, layer))
+def _barcode(e: Explained, layer: int) -> str:
+    """A character a head: "|" kept, "-" dropped just now, "·" before, "x" not in the layer."""
+    return "".join("|-·x"[fate] for fate in head_fates(e, layer))
 
 
 def _percent(share: float) -> str:
     return f"{100 * share:.0f}%"
 
 
-def _legend(e: Explanation, colour: bool) -> list[str]:
+def _legend(e: Explained, colour: bool) -> list[str]:
     if e.token_schedule is None and e.head_schedule is None:
         return [no_schedules()]
     how = "-word- is dropped before this layer, each · was earlier"
@@ -184,17 +201,22 @@ def no_schedules() -> str:
     return "no schedules: every layer works on all words and heads"
 
 
-def head_lines(e: Explanation) -> list[str]:
-    """Which heads are dropped where, in a sentence; none where none is."""
+def head_lines(e: Explained) -> list[str]:
+    """Which heads are dropped where, and whether layers lack some; none where nothing is."""
+    if e.head_schedule is None:
+        return []
     found = []
-    for i in range(1, len(e.layers)):
-        gone = [h for h in e.layers[i - 1].heads if h not in e.layers[i].heads]
-        if gone and e.head_schedule is not None:
-            found.append(f"{', '.join(map(str, gone))} before layer {e.layers[i].layer}")
-    return [f"heads dropped: {'; '.join(found)}"] if found else []
+    for i, view in enumerate(e.layers):
+        gone = [h for h, fate in enumerate(head_fates(e, i)) if fate == Fate.JUST_DROPPED]
+        if gone:
+            found.append(f"{', '.join(map(str, gone))} before layer {view.layer}")
+    lines = [f"heads dropped: {'; '.join(found)}"] if found else []
+    if any(view.lacks for view in e.layers):
+        lines.append("heads marked x: the layer does not have them")
+    return lines
 
 
-def cost_line(e: Explanation) -> str:
+def cost_line(e: Explained) -> str:
     """Multiply-adds, beside the dense model's."""
     actual, dense = e.cost.actual.multiply_adds, e.cost.dense.multiply_adds
     return (

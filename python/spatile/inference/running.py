@@ -84,6 +84,11 @@ class EncoderRun:
         parts = np.split(r.tokens, ends)
         return Kept(r.counts, tuple(r.within[part] for part in parts), r.heads)
 
+    @property
+    def has_heads(self) -> Array:
+        """(layers, heads of the dense model) bool: those that have values in a layer."""
+        return self._record.has_heads
+
     @cached_property
     def cost(self) -> Cost:
         """What the layers did."""
