@@ -84,6 +84,8 @@ def test_protected_positions_stay(tmp_path: Path) -> None:
     mask[5] = True
     assert 5 in encoder.run(ids, types, protect=mask).kept.positions(2, 0)
     assert len(encoder.predict(TEXTS, PAIRS, protect=(-1,))) == len(TEXTS)
+    in_twos = encoder.encode(TEXTS, PAIRS, protect=(-1, 2), batch_size=2)
+    np.testing.assert_array_equal(in_twos.positions, run.positions)
     assert 12 in encoder.encode(TEXTS, PAIRS, protect=(-1,)).positions[:6]
 
 
@@ -324,6 +326,9 @@ def test_bad_input_is_refused_by_name(tmp_path: Path) -> None:
     encoder = Encoder.load(folder, tokens=FALLING["bert"][0])
     with pytest.raises(ValueError, match=r"protect holds position 5, sequence 1 has 3 tokens"):
         encoder.run([[4] * 9, [4] * 3], protect=(5,))
+    for method in (encoder.predict, encoder.encode):
+        with pytest.raises(ValueError, match=r"protect holds position 6, sequence 3 has 3 tokens"):
+            method([*TEXTS[:1], *TEXTS[:1], *TEXTS[:1], "cat"], batch_size=2, protect=(6,))
     with pytest.raises(ValueError, match=r"protect holds position -4, sequence 0 has 3 tokens"):
         encoder.run([[4] * 3], protect=(-4,))
     with pytest.raises(TypeError, match="protect"):

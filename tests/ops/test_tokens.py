@@ -120,3 +120,64 @@ def test_gathered_rows(shape: tuple[int, ...], dtype: str, index_dtype: Any) -> 
     for strided in strided_copies(x).values():
         assert_array_equal(f64(sp.gather_tokens(strided, index)), f64(got))
     assert sp.gather_tokens(x, index[:0]).shape == (0, *shape[1:])
+
+
+ROW, ENDS = np.arange(6, dtype=np.float32), np.array([0, 4, 6])
+HOLES = np.array([1, np.nan, 2, 3, 4, 5], np.float32)
+REFUSED: list[tuple[str, Any, Any, dict[str, Any]]] = [
+    ("topk", ROW, 7, {}),
+    ("topk", ROW, -1, {}),
+    ("topk", ROW, 2.5, {}),
+    ("topk", ROW, np.array([1, 2]), {}),
+    ("topk", np.array(3, np.float32), 0, {}),
+    ("topk", HOLES, 1, {}),
+    ("topk", ROW, 2, {"offsets": [0, 3, 5]}),
+    ("topk", ROW, 2, {"offsets": [1, 3, 6]}),
+    ("topk", ROW, 2, {"offsets": [0, 4, 3, 6]}),
+    ("topk", ROW, 2, {"offsets": []}),
+    ("topk", ROW, 2, {"offsets": 6}),
+    ("topk", ROW, 2, {"offsets": [[0, 6]]}),
+    ("topk", ROW, 2, {"offsets": [0.0, 6.0]}),
+    ("topk", ROW, 2.0, {"offsets": ENDS}),
+    ("topk", ROW, [1, 2, 3], {"offsets": ENDS}),
+    ("topk", ROW, 3, {"offsets": ENDS}),
+    ("topk", HOLES, 1, {"offsets": ENDS}),
+    ("topk", ROW.reshape(2, 3), 2, {"offsets": ENDS}),
+    ("select_tokens", ROW, 0.5, {"offsets": [1, 6]}),
+    ("select_tokens", ROW, 0.5, {"offsets": [0, 5]}),
+    ("select_tokens", ROW, 0.5, {"offsets": [0, 4, 3, 6]}),
+    ("select_tokens", ROW, 0.5, {"offsets": []}),
+    ("select_tokens", ROW, 0.5, {"offsets": [0.0, 6]}),
+    ("select_tokens", ROW, 0.5, {"offsets": 6}),
+    ("select_tokens", ROW.reshape(2, 3), 0.5, {"offsets": ENDS}),
+    ("select_tokens", HOLES, 0.5, {"offsets": ENDS}),
+    *[
+        ("select_tokens", ROW, keep, {"offsets": ENDS})
+        for keep in (0.0, 1.5, float("nan"), [0.5] * 3, [[0.5]], "a", True)
+    ],
+    *[
+        ("select_tokens", ROW, 0.5, {"offsets": ENDS, "lengths": lengths})
+        for lengths in ([4, 1], [4], [4.5, 2])
+    ],
+    *[
+        ("select_tokens", ROW, 0.5, {"offsets": ENDS, "protect": protect})
+        for protect in ([2], [-3], [0.5], 2, np.zeros(4, bool))
+    ],
+    ("gather_tokens", ROW, np.array([0, 7]), {}),
+    ("gather_tokens", ROW, np.array([-1]), {}),
+    ("gather_tokens", ROW, np.array([0.5]), {}),
+    ("gather_tokens", ROW, np.array([[0]]), {}),
+    ("gather_tokens", np.array(3, np.float32), np.array([0]), {}),
+]
+
+
+@pytest.mark.parametrize(("name", "values", "what", "options"), REFUSED)
+def test_the_twin_refuses_what_the_op_refuses_and_says_the_same(
+    name: str, values: Any, what: Any, options: dict[str, Any]
+) -> None:
+    messages = []
+    for module in (sp, reference):
+        with pytest.raises((TypeError, ValueError)) as caught:
+            getattr(module, name)(values, what, **options)
+        messages.append((caught.type, str(caught.value)))
+    assert messages[0] == messages[1]
