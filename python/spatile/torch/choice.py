@@ -17,7 +17,13 @@ from spatile.sparsity.saliency import SALIENCIES, SECOND_ORDER, Saliency
 from spatile.torch.distributed import broadcast_from_first
 from spatile.torch.parameters import weight_view
 from spatile.torch.saliency import GradientScores, masks_by_score
-from spatile.torch.second_order import compensate, find_removals, removal_masks
+from spatile.torch.second_order import (
+    compensate,
+    find_removals,
+    matrix_sensitivities,
+    removal_masks,
+)
+from spatile.torch.sensitivity import Sensitivity
 
 __all__ = ["Calibration", "GroupChoice", "Scope"]
 
@@ -67,6 +73,9 @@ class GroupChoice:
         self.calibration, self.damping = calibration, float(damping)
         self._model, self._matrices, self._parameters = model, matrices, parameters
         self.gradients = GradientScores(saliency) if saliency in ("movement", "taylor") else None
+        # From choosing masks to making up for what they drop: nothing is trained in between.
+        self._seen: tuple[list[Mapping[str, torch.Tensor]], dict[str, Sensitivity] | None] | None
+        self._seen = None
 
     def observe(self) -> None:
         """Look at the gradients of now; nothing for saliency that needs none."""
@@ -88,16 +97,17 @@ class GroupChoice:
         pools = self._pools(chosen)
         wanted = [(p[0].sparsity if override is None else override) * fraction for p in pools]
         if chosen != "row-balanced" and self.saliency in SECOND_ORDER:
-            whole = self.saliency == "second-order"
+            self._seen = batches, sensitivities = self._look()
             removals = find_removals(
                 self._model,
                 self._matrices,
                 self._parameters,
-                self._batches(),
+                batches,
                 damping=self.damping,
-                whole_model=whole,
+                sensitivities=sensitivities,
             )
-            masks = removal_masks(pools, removals, wanted, scope=chosen, relative=not whole)
+            relative = sensitivities is None
+            masks = removal_masks(pools, removals, wanted, scope=chosen, relative=relative)
         else:
             masks = {}
             for pool, target in zip(pools, wanted, strict=True):
@@ -115,13 +125,17 @@ class GroupChoice:
             self.gradients.clear()
         if self.saliency not in SECOND_ORDER:
             return {}
+        assert self._seen is not None
+        batches, sensitivities = self._seen
+        self._seen = None  # the model is about to become another one
         errors = compensate(
             self._model,
             self._matrices,
             self._parameters,
             masks,
-            self._batches(),
+            batches,
             damping=self.damping,
+            sensitivities=sensitivities,
         )
         broadcast_from_first([self._weight(m) for m in self._matrices])
         return errors
@@ -146,10 +160,14 @@ class GroupChoice:
             raise ValueError(f"{', '.join(m.name for m in pool)}: {error}") from None
         return found
 
-    def _batches(self) -> Batches:
+    def _look(self) -> tuple[list[Mapping[str, torch.Tensor]], dict[str, Sensitivity] | None]:
+        """Calibration batches, and what the model's output makes of each matrix on them."""
         given = self.calibration
         assert given is not None
-        return given() if callable(given) else given
+        batches = list(given() if callable(given) else given)
+        if self.saliency != "second-order":
+            return batches, None
+        return batches, matrix_sensitivities(self._model, self._matrices, batches)
 
     def _pools(self, scope: Scope) -> list[list[PlannedMatrix]]:
         """Matrices ranked together: all of one pattern and sparsity, or each alone.
