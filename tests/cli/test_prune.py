@@ -79,15 +79,20 @@ def test_prune_on_texts_changes_logits_less_than_by_norm(
         ("norm", []),
         ("file", ["--calibration", str(tmp_path / "texts.txt")]),
         ("data", ["--calibration", str(tiny_data), "--calibration-rows", "40"]),
+        ("own", ["--calibration", str(tiny_data), "--saliency", "reconstruction"]),
     ):
         out = tmp_path / name
-        arguments = ["prune", "--model", str(dense), "--sparsity", "0.5", "--scope", "global"]
+        arguments = ["prune", "--model", str(dense), "--sparsity", "0.5"]
         assert main([*arguments, *calibration, "--out", str(out), "--json"]) == 0
         summary = json.loads(capsys.readouterr().out)["summary"]
         assert summary["sparsity"] == pytest.approx(0.5, abs=0.03)
+        # By norm, each matrix alone; on texts, all of them together.
+        shares = {round(m["sparsity"], 3) for m in summary["matrices"]}
+        assert (shares == {0.5}) == (name == "norm")
         off[name] = float(np.abs(Encoder.load(out).predict(lines).logits - wanted).mean())
     assert off["file"] < 0.5 * off["norm"]
     assert off["data"] < 0.5 * off["norm"]
+    assert off["data"] < off["own"]
 
 
 @pytest.mark.parametrize("sparsity", ["0", "0.5"])
@@ -97,7 +102,8 @@ def test_prune_takes_heads_neurons_and_layers_away(
     dense = finished.folder / "stages" / "dense"
     whole = Encoder.load(dense).architecture.structure
     arguments = ["prune", "--model", str(dense), f"--sparsity={sparsity}", "--layers", "0.5"]
-    arguments += ["--heads", "0.5", "--neurons", "0.5", "--out", str(tmp_path / "small")]
+    arguments += ["--heads", "0.5", "--neurons", "0.5", "--scope", "matrix"]
+    arguments += ["--out", str(tmp_path / "small")]
     assert main(arguments) == 1
     assert "calibration is None, expected texts to choose heads by" in one_line(capsys)
     assert main([*arguments, "--calibration", str(tiny_data), "--json"]) == 0
