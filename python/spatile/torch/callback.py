@@ -6,7 +6,6 @@ Source of the procedure: E.T. (SC 2021).
 from __future__ import annotations
 
 import warnings
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +16,7 @@ from spatile.sparsity import Plan, Stages, StageSteps, Structure
 from spatile.sparsity.saliency import SECOND_ORDER, Saliency
 from spatile.torch.calibration import calibration_batches, check_indexable
 from spatile.torch.checkpoint import SavedState, weights_checksum, write_state
-from spatile.torch.history import lasso_summary, norm_summary, pruned_fractions
+from spatile.torch.history import lasso_summary, new_history, norm_summary, pruned_fractions
 from spatile.torch.parameters import unwrap
 from spatile.torch.pruner import Calibration, Method, Pruner, Scope
 from spatile.torch.resume import find_state, resumed_structure
@@ -188,20 +187,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         self._bf16 = bool(args.bf16) and self._pruner.on_cpu
         self._full_strength = 0.0 if self.strength == "auto" else float(self.strength)
         self._before = {}
-        self._history = {
-            "plan": self.plan.to_dict(),
-            "method": self.method,
-            "scope": self.scope,
-            "saliency": self.saliency,
-            "eps": self.eps,
-            "strength": self._full_strength,
-            "stages": {
-                name: list(value) if isinstance(value, tuple) else value
-                for name, value in asdict(self._steps).items()
-            },
-            "norms": {"start": norm_summary(self._pruner)},
-            "reweights": [],
-        }
+        self._history = new_history(self._pruner, self.plan, self._steps, self._full_strength)
         saved = None
         if state.global_step > 0:
             saved = find_state(args, state, self._pruner, self._steps)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
 
 from spatile import ops
-from spatile.sparsity import PlannedMatrix, Structure
+from spatile.sparsity import Plan, PlannedMatrix, StageSteps, Structure
 from spatile.torch.pruner import Pruner
 
-__all__ = ["lasso_summary", "norm_summary", "pruned_fractions"]
+__all__ = ["lasso_summary", "new_history", "norm_summary", "pruned_fractions"]
 
 # Eight bins a decade from 1e-6 to 10: fixed, so that histograms of different moments compare.
 _LOWEST, _HIGHEST, _PER_DECADE = -6, 1, 8
@@ -20,6 +21,24 @@ _LOWEST, _HIGHEST, _PER_DECADE = -6, 1, 8
 _ACTED_BELOW = 0.95
 
 Tensors = Mapping[str, torch.Tensor]
+
+
+def new_history(pruner: Pruner, plan: Plan, steps: StageSteps, strength: float) -> dict[str, Any]:
+    """What is known at the start of training; see :attr:`PruningCallback.history`."""
+    return {
+        "plan": plan.to_dict(),
+        "method": pruner.method,
+        "scope": pruner.scope,
+        "saliency": pruner.saliency,
+        "eps": pruner.eps,
+        "strength": strength,
+        "stages": {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(steps).items()
+        },
+        "norms": {"start": norm_summary(pruner)},
+        "reweights": [],
+    }
 
 
 def norm_summary(pruner: Pruner) -> dict[str, Any]:
