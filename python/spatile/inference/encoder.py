@@ -23,13 +23,7 @@ from spatile.inference.files import (
 )
 from spatile.inference.head import ClassifierHead, Predictions, read_head
 from spatile.inference.packed import MANIFEST, is_packed, read_packed, write_packed
-from spatile.inference.running import (
-    EncoderRun,
-    Pruning,
-    check_schedules,
-    head_table,
-    run_engine,
-)
+from spatile.inference.running import EncoderRun, Pruning, check_schedules, run_engine
 from spatile.inference.summary import Summary, linear_multiply_adds, summarize
 from spatile.inference.tokenization import copy_tokenizer, load_tokenizer, tokenizer_limit
 from spatile.inference.weights import EncoderWeights, apply_plan, expand_tensors, read_checkpoint
@@ -72,7 +66,6 @@ class Encoder:
         self._engine, self._layers = compile_encoder(
             weights, self.architecture, self._precompute(), compute
         )
-        self._heads = head_table((layer.heads for layer in self._layers), self.architecture.n_heads)
         self._head: ClassifierHead | None = read_head(weights, self.architecture, config)
         self._tokenizer = None if folder is None else load_tokenizer(folder)
         limit = None if folder is None else tokenizer_limit(folder)
@@ -104,8 +97,9 @@ class Encoder:
             most important ones so far (SpAtten, HPCA 2021). Default: those that a packed model was
             saved with, otherwise all; ``Schedule.linear(1.0)`` keeps all. What is selected for an
             input does not depend on what else is in its batch. Value rows that are pruned, or that
-            W_O no longer reads, are no part of a head, and a head without others counts for no
-            token; of layers with W_V and W_O merged a head's magnitude is measured behind W_O.
+            W_O no longer reads, are no part of a head, and a layer does not have a head without
+            others. A layer with fewer heads than the dense model's loses fewer, and never its last;
+            where W_V and W_O are merged a head's magnitude is measured behind W_O.
 
         Raises
         ------
@@ -229,7 +223,7 @@ class Encoder:
         return run_engine(
             self._engine,
             self.architecture,
-            self._heads,
+            [layer.heads for layer in self._layers],
             Pruning(self.tokens, self.heads),
             ids,
             types,

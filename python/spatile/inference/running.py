@@ -242,7 +242,7 @@ def _inputs(
 def run_engine(
     engine: _core.Encoder,
     a: Architecture,
-    has_heads: Array,
+    layer_heads: Sequence[Sequence[int]],
     pruning: Pruning,
     ids: Sequence[Sequence[int]],
     types: Sequence[Sequence[int]] | None,
@@ -251,12 +251,12 @@ def run_engine(
     protect: Any,
     element: int,
 ) -> EncoderRun:
-    """One call. ``has_heads`` (layers, heads of the dense model) bool: those that a layer has.
+    """One call. ``layer_heads``: which heads of the dense model each layer has.
 
     ``element``: bytes of a number in the products' type. Raises ValueError.
     """
     lengths, offsets, flat, flat_types = _inputs(a, ids, types)
-    within = _positions(offsets, lengths)
+    within, has_heads = _positions(offsets, lengths), head_table(layer_heads, a.n_heads)
     mask = None if protect is None else protected_mask("Encoder", protect, offsets)
     tokens, heads = pruning.counts(a, has_heads, lengths, offsets, mask)
     ends, kept_tokens, kept_heads = offsets, None, None
