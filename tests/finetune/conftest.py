@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,34 @@ TINY: dict[str, Any] = {
 }
 """E.T.'s published stages, with settings with which the small model learns the small task."""
 
+SHORT: dict[str, Any] = {
+    **TINY,
+    "epochs_dense": 1.0,
+    "epochs_reweighted": 1.0,
+    "epochs_retrain": 1.0,
+    "timing_rounds": 0,
+}
+"""One epoch of each stage, where what is learnt does not matter."""
+
+
+def logits_of(folder: Path, data: Path) -> np.ndarray[Any, Any]:
+    """Logits on dev by transformers alone, row by row, without padding."""
+    import torch
+    import transformers
+
+    from spatile.finetune.data import load_task
+
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    dev = load_task(data).dev
+    pairs = dev.pairs or [None] * len(dev)
+    with torch.no_grad():
+        rows = [
+            model(**tokenizer(text, pair, return_tensors="pt")).logits[0].numpy()
+            for text, pair in zip(dev.texts, pairs, strict=True)
+        ]
+    return np.stack(rows)
+
 
 @pytest.fixture(scope="session")
 def finished(
@@ -142,3 +171,17 @@ def finished_pairs(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -
         "timing_rounds": 0,
     }
     return Finished(out, finetune(tiny_model, data, out=out, **settings))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Callable[..., Path]:
+    """Writes files (name with its suffix → content) and returns their folder."""
+
+    def write(**files: str | bytes) -> Path:
+        for name, content in files.items():
+            stem, _, suffix = name.rpartition("_")
+            data = content if isinstance(content, bytes) else content.encode()
+            (tmp_path / f"{stem}.{suffix}").write_bytes(data)
+        return tmp_path
+
+    return write

@@ -24,8 +24,7 @@ from spatile.report import render_text
 from spatile.sparsity import Plan, Schedule
 from spatile.torch import HeadPruning, TokenPruning
 
-from .conftest import TINY, Finished
-from .test_pipeline import logits_of
+from .conftest import TINY, Finished, logits_of
 from .test_resume import end, resume, saved, wait_for
 
 KEPT: dict[str, Any] = {
