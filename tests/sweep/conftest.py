@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from spatile.cli import main
+from spatile.sweep import read_rows
 from spatile.sweep.configuration import Configuration
 from tests.finetune.conftest import tiny_data, tiny_model  # noqa: F401
 
@@ -21,6 +23,7 @@ SHORT = [
     "--epochs-dense=2", "--epochs-reweighted=1", "--epochs-retrain=1", "--batch-size=4",
     "--lr=3e-3", "--max-length=64", "--linear=spatile",
 ]  # fmt: skip
+Capture = pytest.CaptureFixture[str]
 Start = Callable[..., "subprocess.Popen[str]"]
 Key = tuple[str, str, float] | tuple[str, str, float, float, float]
 
@@ -47,6 +50,30 @@ def swept(base: list[str], tmp_path_factory: pytest.TempPathFactory) -> Swept:
     how = ["--jobs=2", "--threads=1", "--timing-rounds=1", "--quiet"]
     assert main([*arguments, *how, "--out", str(out)]) == 0
     return Swept(out, arguments)
+
+
+@pytest.fixture
+def copied(swept: Swept, tmp_path: Path) -> Swept:
+    """The whole sweep in a folder of its own, to be changed."""
+    shutil.copytree(swept.folder, tmp_path / "copy")
+    return Swept(tmp_path / "copy", swept.arguments)
+
+
+def outcome(folder: Path) -> list[dict[str, Any]]:
+    """Rows without what depends on the clock."""
+    clock = ("seconds", "latency", "threads")
+    rows: list[dict[str, Any]] = [
+        {k: v for k, v in row.items() if not any(word in k for word in clock)}
+        for row in read_rows(folder)["rows"]
+    ]
+    return rows
+
+
+def written(folder: Path) -> dict[str, int]:
+    """When each result was written."""
+    return {
+        str(p.relative_to(folder)): p.stat().st_mtime_ns for p in folder.glob("cells/*/result.json")
+    }
 
 
 @pytest.fixture(scope="session")
