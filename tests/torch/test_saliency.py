@@ -107,25 +107,6 @@ def test_layer_walk_gives_each_matrix_its_inputs(make_bert: Any) -> None:
         torch.testing.assert_close(grams[name], expected[name], rtol=1e-4, atol=1e-3)
 
 
-def test_grams_of_weighted_tokens(make_bert: Any) -> None:
-    """As many times as it says, each token counts; each matrix has weights of its own."""
-    model, given = make_bert().eval(), batches(2)
-    names = [f"bert.encoder.layer.0.attention.self.{n}" for n in ("query", "key")]
-    counts = [int(b["attention_mask"].sum()) for b in given]
-    with torch.no_grad(), LayerWalk(model, given) as walk:
-        rows = walk.inputs
-        weights = {
-            name: [torch.arange(n) % (2 + i) for n in counts] for i, name in enumerate(names)
-        }
-        grams = walk.grams(
-            names, token_weights={n: [*map(torch.Tensor.float, w)] for n, w in weights.items()}
-        )
-    for name in names:
-        repeated = [x.repeat_interleave(w, 0) for x, w in zip(rows, weights[name], strict=True)]
-        wanted = torch.cat(repeated).double()
-        torch.testing.assert_close(grams[name], wanted.T @ wanted, rtol=1e-4, atol=1e-3)
-
-
 def test_autocast_keeps_no_copies_of_weights_that_were_changed(make_bert: Any) -> None:
     """Layers see what the pruned ones before them give, and so does whoever runs the model next."""
     weights, outputs = [], []
@@ -148,12 +129,11 @@ def test_second_order_is_the_references_layer_by_layer(
     model, given = make_bert(), batches(8)
     before = {n: p.detach().double().numpy().copy() for n, p in model.named_parameters()}
     first = "bert.encoder.layer.0.attention.self.query"
-    weights, token_weights = None, None
-    if saliency == "second-order":
-        found = output_sensitivities(model, [first], given)[first]
-        weights, token_weights = found.features.numpy(), {first: found.token_weights()}
     with LayerWalk(model, given) as walk:
-        gram = walk.grams([first], token_weights=token_weights)[first].numpy()
+        gram = walk.grams([first])[first].numpy()
+    weights = None
+    if saliency == "second-order":
+        weights = output_sensitivities(model, [first], given)[first].numpy()
     pruner = Pruner(model, TILE, strength=0.0, saliency=saliency, scope=scope, calibration=given)
     masks = pruner.prune()
     kept = sum(int(m.sum()) for m in masks.values())
@@ -162,12 +142,10 @@ def test_second_order_is_the_references_layer_by_layer(
         assert all(int(m.sum()) * 2 == m.numel() for m in masks.values())
     # Nothing that the first layer's Q sees has changed, so it is what one matrix alone would be.
     weight = before[f"{first}.weight"]
-    wanted_weight = reference.second_order_apply(
-        weight, gram, masks[first].numpy(), pattern="tile"
-    ).w
+    found = reference.second_order_apply(weight, gram, masks[first].numpy(), pattern="tile")
     torch.testing.assert_close(
         model.get_submodule(first).weight.detach().double(),
-        torch.from_numpy(wanted_weight),
+        torch.from_numpy(found.w),
         rtol=1e-3,
         atol=1e-5,
     )

@@ -16,7 +16,7 @@ from transformers import (
 
 from spatile.sparsity import Plan
 from spatile.torch import Pruner, prune_structure
-from spatile.torch.sensitivity import Sensitivity, model_output, output_sensitivities
+from spatile.torch.sensitivity import model_output, output_sensitivities
 
 Q = "bert.encoder.layer.0.attention.self.query"
 UP, DOWN = (f"bert.encoder.layer.1.{n}.dense" for n in ("intermediate", "output"))
@@ -44,43 +44,25 @@ def batches(count: int = 2) -> list[dict[str, torch.Tensor]]:
     return [{"input_ids": i, "attention_mask": mask} for i in ids]
 
 
-def one_by_one(model: nn.Module, name: str, given: list[Any]) -> list[torch.Tensor]:
-    """The definition, a backward pass for each number of the output: (valid tokens, out) each."""
+def one_by_one(model: nn.Module, name: str, given: list[Any]) -> torch.Tensor:
+    """The definition: a backward pass for each number of the output."""
     seen: list[torch.Tensor] = []
     hook = model.get_submodule(name).register_forward_hook(lambda m, a, out: seen.append(out))
-    found = []
+    total = torch.zeros(model.get_submodule(name).out_features, dtype=torch.float64)  # type: ignore[arg-type]
     for batch in given:
         seen.clear()
-        total = torch.zeros(1, dtype=torch.float64)
         for value in model(**batch).logits.flatten():
             (gradient,) = torch.autograd.grad(value, seen, retain_graph=True)
-            total = total + gradient.double().square()
-        found.append(total[batch["attention_mask"].bool()])
+            total += gradient.double().square().sum((0, 1))
     hook.remove()
-    return found
+    return total
 
 
 def test_one_output_for_each_text_is_exact() -> None:
     model, given = small(), batches()
     found = output_sensitivities(model, [Q, UP, DOWN], given)
     for name in (Q, UP, DOWN):
-        exact = one_by_one(model, name, given)
-        torch.testing.assert_close(found[name].features, torch.cat(exact).sum(0), rtol=1e-4, atol=0)
-        for tokens, wanted in zip(found[name].tokens, exact, strict=True):
-            torch.testing.assert_close(tokens.double(), wanted.sum(1), rtol=1e-4, atol=1e-12)
-
-
-def test_in_the_last_layer_the_token_that_is_read_counts() -> None:
-    model, given = small(), batches(1)
-    found = output_sensitivities(model, [Q, DOWN], given)
-    (weights,) = found[DOWN].token_weights()
-    firsts = [0, 7, 11]  # texts of 7, 4 and 7 tokens
-    others = [i for i in range(18) if i not in firsts]
-    torch.testing.assert_close(weights[others], torch.full((15,), 0.1))
-    assert float(weights[firsts].sum()) == pytest.approx(18 - 1.5, rel=1e-5)
-    assert (found[Q].tokens[0] > 0).all()  # a layer further down has them all read
-    nothing = Sensitivity(torch.zeros(2), (torch.zeros(3), torch.zeros(1)))
-    assert [w.tolist() for w in nothing.token_weights()] == [[1.0] * 3, [1.0]]
+        torch.testing.assert_close(found[name], one_by_one(model, name, given), rtol=1e-4, atol=0)
 
 
 def test_a_large_batch_goes_through_in_parts() -> None:
@@ -96,16 +78,13 @@ def test_a_large_batch_goes_through_in_parts() -> None:
     assert sum(sizes) == 200 * 3 * 7
     assert max(sizes) <= 4096
     wanted = output_sensitivities(model, [Q, UP], [given, *others])
-    for name in (Q, UP):
-        torch.testing.assert_close(found[name].features, wanted[name].features, rtol=1e-4, atol=0)
-        (tokens,), each = found[name].tokens, torch.cat(wanted[name].tokens)
-        torch.testing.assert_close(tokens, each, rtol=1e-4, atol=1e-12)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=0)
 
 
 def test_several_outputs_are_right_on_average() -> None:
     model, given = small(labels=3), batches(60)
-    found = output_sensitivities(model, [UP], given)[UP].features
-    exact = torch.cat(one_by_one(model, UP, given))
+    found = output_sensitivities(model, [UP], given)[UP]
+    exact = one_by_one(model, UP, given)
     assert float(found.sum() / exact.sum()) == pytest.approx(1.0, abs=0.1)
 
 
@@ -113,13 +92,13 @@ def test_hidden_states_of_valid_tokens_are_the_output_of_an_encoder() -> None:
     model, given = small().bert, batches(1)
     assert isinstance(model, BertModel)
     name = DOWN.removeprefix("bert.")
-    full = output_sensitivities(model, [name], given)[name].features
+    full = output_sensitivities(model, [name], given)[name]
     shorter = [{k: v[1:2, :4] for k, v in given[0].items()}]
-    alone = output_sensitivities(model, [name], shorter)[name].features
+    alone = output_sensitivities(model, [name], shorter)[name]
     padded = [{k: v[1:2] for k, v in given[0].items()}]
     assert (full > alone).all()
     # The signs are drawn alike for the same number of outputs, so padding changes nothing.
-    found = output_sensitivities(model, [name], padded)[name].features
+    found = output_sensitivities(model, [name], padded)[name]
     torch.testing.assert_close(found, alone, rtol=1e-4, atol=0)
 
 
@@ -133,8 +112,7 @@ def test_the_model_is_left_as_it_was() -> None:
     assert all(p.grad is None for p in model.parameters())
     assert not any(m._forward_hooks for m in model.modules())
     torch.testing.assert_close(torch.random.get_rng_state(), state, rtol=0, atol=0)
-    again = output_sensitivities(model, [Q], given)[Q]
-    torch.testing.assert_close(again.features, first[Q].features, rtol=0, atol=0)
+    torch.testing.assert_close(output_sensitivities(model, [Q], given), first, rtol=0, atol=0)
 
 
 def test_a_model_without_any_gradient_is_told_apart_too() -> None:
@@ -142,8 +120,7 @@ def test_a_model_without_any_gradient_is_told_apart_too() -> None:
     wanted = output_sensitivities(model, [Q, DOWN], given)
     model.requires_grad_(False)
     found = output_sensitivities(model, [Q, DOWN], given)
-    for name in (Q, DOWN):
-        torch.testing.assert_close(found[name].features, wanted[name].features)
+    torch.testing.assert_close(found, wanted)
 
 
 def test_a_module_that_does_not_run_is_named() -> None:
@@ -185,7 +162,7 @@ def test_starts_and_ends_of_valid_tokens_are_the_output_of_a_reader() -> None:
     with torch.no_grad():
         model.qa_outputs.weight[0] = 0  # ends alone
     found = output_sensitivities(model, [Q, DOWN], [given])
-    assert all(bool(each.features.any()) for each in found.values())
+    assert all(bool(weights.any()) for weights in found.values())
 
 
 def test_a_tensor_is_an_output_as_it_is() -> None:
@@ -201,7 +178,7 @@ def test_a_tensor_is_an_output_as_it_is() -> None:
     given = batches()
     found = output_sensitivities(Logits().eval(), [f"classifier.{Q}"], given)
     torch.testing.assert_close(
-        found[f"classifier.{Q}"].features, output_sensitivities(small(), [Q], given)[Q].features
+        found[f"classifier.{Q}"], output_sensitivities(small(), [Q], given)[Q]
     )
 
 

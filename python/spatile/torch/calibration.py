@@ -113,16 +113,9 @@ class LayerWalk:
             for (args, _), mask in zip(self._calls, self._valid, strict=True)
         ]
 
-    def grams(
-        self,
-        names: Sequence[str],
-        *,
-        token_weights: Mapping[str, Sequence[torch.Tensor]] | None = None,
-        advance: bool = False,
-    ) -> dict[str, torch.Tensor]:
+    def grams(self, names: Sequence[str], *, advance: bool = False) -> dict[str, torch.Tensor]:
         """XᵀX of what modules of the current layer see, as it is now: float64 (in, in) by name.
 
-        ``token_weights`` make that Σ w·x·xᵀ: for each name, each batch's (valid tokens,).
         ``advance`` goes on to the next layer with what this one gave, as :meth:`advance` would.
         Raises ValueError for a module that is not in the current layer, or that did not run.
         """
@@ -133,19 +126,18 @@ class LayerWalk:
         # Q, K and V see one tensor, one after another; its product is made once.
         last: tuple[torch.Tensor, torch.Tensor] | None = None
         valid: torch.Tensor | None = None
-        at = 0
         hooks = []
 
         def listen(name: str) -> Any:
             def hear(module: nn.Module, args: tuple[Any, ...]) -> None:
                 nonlocal last
                 x = args[0]
-                if token_weights is not None:
-                    gram = _gram(_valid_rows(x, valid), token_weights[name][at])
-                else:
-                    if last is None or last[0] is not x:
-                        last = x, _gram(_valid_rows(x, valid), None)
-                    gram = last[1]
+                if last is None or last[0] is not x:
+                    # Of bfloat16 inputs, as under autocast, bfloat16 products are exact.
+                    how: Any = "bfloat16" if x.dtype == torch.bfloat16 else None
+                    columns = _valid_rows(x, valid).float().t().contiguous()
+                    last = x, ops.linear(columns, columns, compute=how).double()
+                gram = last[1]
                 grams[name] = grams[name].add_(gram) if name in grams else gram.clone()
 
             return hear
@@ -156,7 +148,7 @@ class LayerWalk:
                     raise ValueError(f"LayerWalk: {name} is asked for at {here}, expected a part")
                 hooks.append(self._modules[name].register_forward_pre_hook(listen(name)))
             for i, (args, kwargs) in enumerate(self._calls):
-                valid, at = self._valid[i], i
+                valid = self._valid[i]
                 out = self._modules[here](*args, **kwargs)
                 if advance:
                     self._calls[i] = ((_hidden(out), *args[1:]), kwargs)
@@ -246,18 +238,6 @@ def enough_rows(lengths: Sequence[int]) -> int:
 def _hidden(out: Any) -> Any:
     """A layer's hidden states; some versions of transformers give them in a tuple."""
     return out[0] if isinstance(out, tuple) else out
-
-
-def _gram(x: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
-    """Σ w·x·xᵀ over the rows of ``x``, float64."""
-    # Of bfloat16 inputs, as under autocast, bfloat16 products are exact.
-    how: Any = "bfloat16" if x.dtype == torch.bfloat16 and weights is None else None
-    rows = x.float()
-    if weights is not None:
-        rows = rows * weights.sqrt()[:, None]
-    columns = rows.t().contiguous()
-    gram: torch.Tensor = ops.linear(columns, columns, compute=how)
-    return gram.double()
 
 
 def _valid_rows(x: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:

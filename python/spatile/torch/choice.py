@@ -17,13 +17,7 @@ from spatile.sparsity.saliency import SALIENCIES, SECOND_ORDER, Saliency
 from spatile.torch.distributed import broadcast_from_first
 from spatile.torch.parameters import weight_view
 from spatile.torch.saliency import GradientScores, masks_by_score
-from spatile.torch.second_order import (
-    compensate,
-    find_removals,
-    matrix_sensitivities,
-    removal_masks,
-)
-from spatile.torch.sensitivity import Sensitivity
+from spatile.torch.second_order import compensate, find_removals, removal_masks
 
 __all__ = ["Calibration", "GroupChoice", "Scope"]
 
@@ -73,9 +67,6 @@ class GroupChoice:
         self.calibration, self.damping = calibration, float(damping)
         self._model, self._matrices, self._parameters = model, matrices, parameters
         self.gradients = GradientScores(saliency) if saliency in ("movement", "taylor") else None
-        # From choosing masks to making up for what they drop: nothing is trained in between.
-        self._seen: tuple[list[Mapping[str, torch.Tensor]], dict[str, Sensitivity] | None] | None
-        self._seen = None
 
     def observe(self) -> None:
         """Look at the gradients of now; nothing for saliency that needs none."""
@@ -97,17 +88,16 @@ class GroupChoice:
         pools = self._pools(chosen)
         wanted = [(p[0].sparsity if override is None else override) * fraction for p in pools]
         if chosen != "row-balanced" and self.saliency in SECOND_ORDER:
-            self._seen = batches, sensitivities = self._look()
+            whole = self.saliency == "second-order"
             removals = find_removals(
                 self._model,
                 self._matrices,
                 self._parameters,
-                batches,
+                self._batches(),
                 damping=self.damping,
-                sensitivities=sensitivities,
+                whole_model=whole,
             )
-            relative = sensitivities is None
-            masks = removal_masks(pools, removals, wanted, scope=chosen, relative=relative)
+            masks = removal_masks(pools, removals, wanted, scope=chosen, relative=not whole)
         else:
             masks = {}
             for pool, target in zip(pools, wanted, strict=True):
@@ -125,17 +115,13 @@ class GroupChoice:
             self.gradients.clear()
         if self.saliency not in SECOND_ORDER:
             return {}
-        assert self._seen is not None
-        batches, sensitivities = self._seen
-        self._seen = None  # the model is about to become another one
         errors = compensate(
             self._model,
             self._matrices,
             self._parameters,
             masks,
-            batches,
+            self._batches(),
             damping=self.damping,
-            sensitivities=sensitivities,
         )
         broadcast_from_first([self._weight(m) for m in self._matrices])
         return errors
@@ -160,14 +146,10 @@ class GroupChoice:
             raise ValueError(f"{', '.join(m.name for m in pool)}: {error}") from None
         return found
 
-    def _look(self) -> tuple[list[Mapping[str, torch.Tensor]], dict[str, Sensitivity] | None]:
-        """Calibration batches, and what the model's output makes of each matrix on them."""
+    def _batches(self) -> Batches:
         given = self.calibration
         assert given is not None
-        batches = list(given() if callable(given) else given)
-        if self.saliency != "second-order":
-            return batches, None
-        return batches, matrix_sensitivities(self._model, self._matrices, batches)
+        return given() if callable(given) else given
 
     def _pools(self, scope: Scope) -> list[list[PlannedMatrix]]:
         """Matrices ranked together: all of one pattern and sparsity, or each alone.

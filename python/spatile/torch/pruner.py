@@ -61,10 +61,10 @@ class Pruner:
     (``"movement"``) or whose absence the loss would feel least (``"taylor"``), both summed over the
     steps since the last pruning; by ``"second-order"``, those whose absence changes the model's
     output least on ``calibration``, or by ``"reconstruction"`` that of their own layer; after both
-    the kept weights make up for them (:func:`spatile.second_order_removals`, rows and tokens
-    weighed by :func:`output_sensitivities` or not; ``damping`` is its). ``calibration`` holds
-    batches as the model takes them, without labels, or is a function that gives them; a few hundred
-    texts will do.
+    the kept weights make up for them (:func:`spatile.second_order_removals`, with
+    :func:`output_sensitivities` as row weights or without; ``damping`` is its). ``calibration``
+    holds batches as the model takes them, without labels, or is a function that gives them; a few
+    hundred texts will do.
 
     Mixed precision: under autocast parameters and gradients are float32 and nothing changes. With
     a GradScaler, unscale first (``scaler.unscale_(optimizer)``, then clipping, then

@@ -3,8 +3,7 @@
 Source: the optimal-brain-surgeon family (Hassibi and Stork 1993) applied to a transformer's layers
 one after another, as SparseGPT (Frantar and Alistarh 2023) and ZipLM (Kurtic et al. 2023) do. What
 an error of a layer's output means for the model is taken from the diagonal of the Gauss-Newton
-matrix, as a product of one weight for each feature and one for each token: without them a layer's
-most pointless outputs count as much as those that decide.
+matrix: without it a layer's most pointless outputs count as much as those that decide.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ from spatile.ops import Removals
 from spatile.sparsity import PlannedMatrix
 from spatile.torch.calibration import LayerWalk
 from spatile.torch.parameters import weight_view
-from spatile.torch.sensitivity import Sensitivity, output_sensitivities
+from spatile.torch.sensitivity import output_sensitivities
 
-__all__ = ["compensate", "find_removals", "matrix_sensitivities", "removal_masks"]
+__all__ = ["compensate", "find_removals", "removal_masks"]
 
 Batches = Iterable[Mapping[str, torch.Tensor]]
 Parameters = Mapping[str, nn.Parameter]
@@ -35,36 +34,32 @@ def find_removals(
     batches: Batches,
     *,
     damping: float = 0.01,
-    sensitivities: Mapping[str, Sensitivity] | None = None,
+    whole_model: bool = True,
 ) -> dict[str, Removals]:
     """What each group's removal would cost, by matrix name; changes nothing.
 
-    With the :func:`matrix_sensitivities` of the same batches the cost is what the model's output
-    loses, the same measure for all matrices; without, what the matrix's own output loses.
-    ``batches`` are what :class:`LayerWalk` takes. Raises ValueError for a matrix that is in no
-    layer of the encoder, and as :func:`spatile.second_order_removals` does.
+    The cost is what the model's output loses (:func:`output_sensitivities`), the same measure for
+    all matrices; without ``whole_model`` it is what the matrix's own output loses. ``batches``
+    are what :class:`LayerWalk` takes. Raises ValueError for a matrix that is in no layer of the
+    encoder, and as :func:`spatile.second_order_removals` does.
     """
     found: dict[str, Removals] = {}
+    batches = list(batches)
+    weights: dict[str, torch.Tensor] = {}
+    if whole_model and matrices:  # there are none where whole structures went
+        weights = output_sensitivities(model, _modules(matrices), batches)
     with LayerWalk(model, batches) as walk:
         for here in _by_layer(matrices, walk.layers):
-            grams = _grams(walk, here, sensitivities, advance=True)
+            grams = walk.grams(_modules(here), advance=True)
             for m in here:
                 found[m.name] = ops.second_order_removals(
                     weight_view(parameters[m.parameter], m),
                     grams[_module(m)],
                     pattern=m.pattern,
                     damping=damping,
-                    row_weight=_row_weight(m, sensitivities),
+                    row_weight=_rows(weights.get(_module(m)), m),
                 )
     return {m.name: found[m.name] for m in matrices}
-
-
-def matrix_sensitivities(
-    model: nn.Module, matrices: Sequence[PlannedMatrix], batches: Batches
-) -> dict[str, Sensitivity]:
-    """:func:`output_sensitivities` of the modules that ``matrices`` belong to."""
-    # There are none where whole structures went.
-    return output_sensitivities(model, _modules(matrices), batches) if matrices else {}
 
 
 def removal_masks(
@@ -96,18 +91,16 @@ def compensate(
     batches: Batches,
     *,
     damping: float = 0.01,
-    sensitivities: Mapping[str, Sensitivity] | None = None,
 ) -> dict[str, float]:
     """Set pruned weights to zero and have the kept ones make up for them, layer by layer.
 
-    Each layer does so on the inputs that the changed layers before it give, tokens counting as
-    ``sensitivities`` say. Returns each matrix's error relative to its output on those inputs,
-    ‖X·ΔWᵀ‖²/‖X·Wᵀ‖².
+    Each layer does so on the inputs that the changed layers before it give. Returns each matrix's
+    error relative to its output on those inputs, ‖X·ΔWᵀ‖²/‖X·Wᵀ‖².
     """
     errors: dict[str, float] = {}
     with LayerWalk(model, batches) as walk:
         for here in _by_layer(matrices, walk.layers):
-            grams = _grams(walk, here, sensitivities)
+            grams = walk.grams(_modules(here))
             for m in here:
                 weight, gram = weight_view(parameters[m.parameter], m), grams[_module(m)]
                 pruned = ops.second_order_apply(
@@ -121,27 +114,11 @@ def compensate(
     return {m.name: errors[m.name] for m in matrices}
 
 
-def _grams(
-    walk: LayerWalk,
-    matrices: Sequence[PlannedMatrix],
-    sensitivities: Mapping[str, Sensitivity] | None,
-    *,
-    advance: bool = False,
-) -> dict[str, torch.Tensor]:
-    names = _modules(matrices)
-    weights = None
-    if sensitivities is not None:
-        weights = {name: sensitivities[name].token_weights() for name in names}
-    return walk.grams(names, token_weights=weights, advance=advance)
-
-
-def _row_weight(
-    matrix: PlannedMatrix, sensitivities: Mapping[str, Sensitivity] | None
-) -> torch.Tensor | None:
-    if sensitivities is None:
-        return None
-    features = sensitivities[_module(matrix)].features
-    return features if matrix.rows is None else features[matrix.rows[0] : matrix.rows[1]]
+def _rows(weights: torch.Tensor | None, matrix: PlannedMatrix) -> torch.Tensor | None:
+    """Those of a matrix that is some rows of its parameter."""
+    if weights is None or matrix.rows is None:
+        return weights
+    return weights[matrix.rows[0] : matrix.rows[1]]
 
 
 def _module(matrix: PlannedMatrix) -> str:

@@ -1,9 +1,8 @@
-"""How much a model's output changes with what each of its linear layers gives, for which tokens."""
+"""How much a model's output changes with what each of its linear layers gives."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,50 +11,25 @@ from torch import nn
 from spatile.torch.evaluation import evaluation_mode
 from spatile.torch.parameters import unwrap
 
-__all__ = ["Sensitivity", "model_output", "output_sensitivities"]
+__all__ = ["model_output", "output_sensitivities"]
 
 # A backward pass needs something of every layer, five times what a pass without gradients takes.
 _TOKENS_AT_ONCE = 4096
-# Of the weight that is spread evenly: a token without a gradient here may have one on other texts.
-_EVEN = 0.1
-
-
-@dataclass(frozen=True)
-class Sensitivity:
-    """Sums of squared gradients of the model's output with respect to what one module gives.
-
-    ``features``, float64 (out,), are sums over tokens; ``tokens``, float32 (valid tokens,) of each
-    batch, over features.
-    """
-
-    features: torch.Tensor
-    tokens: tuple[torch.Tensor, ...]
-
-    def token_weights(self) -> list[torch.Tensor]:
-        """What each token counts in the module's error: nine tenths by ``tokens``, 1 on average.
-
-        In the last layer, of a classifier, that is mostly the one token that its head looks at.
-        """
-        mean = torch.cat(self.tokens).double().mean()
-        if not mean > 0:
-            return [torch.ones_like(t) for t in self.tokens]
-        return [((1.0 - _EVEN) / mean * t + _EVEN).float() for t in self.tokens]
 
 
 def output_sensitivities(
     model: nn.Module, modules: Sequence[str], batches: Iterable[Mapping[str, torch.Tensor]]
-) -> dict[str, Sensitivity]:
-    """For each feature and token that ``modules`` give, sums of (∂ model's output / ∂ feature)².
+) -> dict[str, torch.Tensor]:
+    """For each feature that ``modules`` give, the sum of (∂ model's output / ∂ feature)².
 
-    Over all tokens of ``batches``, or all features, and all numbers of the output, which are the
-    logits (of starts and of ends, too), or the hidden states of valid tokens where the model gives
-    none: from the diagonal of the Gauss-Newton matrix of the output's squared change. The product
-    of what features and tokens have, times their squared errors, says to second order what the
-    output loses, were the two independent. The sum over the output's numbers is estimated without
-    bias from one random sign for each (Hutchinson 1989), drawn by a fixed seed; no labels are
-    needed.
+    Over all tokens of ``batches`` and all numbers of the output, which are the logits (of starts
+    and of ends, too), or the hidden states of valid tokens where the model gives none: the diagonal
+    of the Gauss-Newton matrix of the output's squared change. Times a feature's mean squared error
+    it says, to second order, what the output loses, were a token's error independent of its
+    gradient. The sum over the output's numbers is estimated without bias from one random sign for
+    each (Hutchinson 1989), drawn by a fixed seed; no labels are needed.
 
-    Returns them by module name. Raises ValueError for empty ``batches``, for a module
+    Returns float64 (out,) by module name. Raises ValueError for empty ``batches``, for a module
     that does not run, for gradients that are NaN or infinite, and where the output depends on none
     of ``modules``, as with a head of zeros: then nothing tells them apart. The model is in
     evaluation mode, keeps all tokens and heads, and no gradient of a parameter is touched,
@@ -63,8 +37,7 @@ def output_sensitivities(
     """
     inner = unwrap(model)
     named = dict(inner.named_modules())
-    features: dict[str, torch.Tensor] = {}
-    tokens: dict[str, list[torch.Tensor]] = {}
+    found: dict[str, torch.Tensor] = {}
     outputs: dict[str, torch.Tensor] = {}
 
     def listen(name: str) -> Any:
@@ -77,46 +50,31 @@ def output_sensitivities(
     signs = torch.Generator().manual_seed(0)
     try:
         with torch.inference_mode(False), torch.enable_grad(), evaluation_mode(inner):
-            for batch in batches:
-                parts: dict[str, list[torch.Tensor]] = {}
-                for part in _parts(batch):
-                    squares = _squares(model_output(inner, part), outputs, signs)
-                    for name, square in squares.items():
-                        sums = square.flatten(0, -2).sum(0)
-                        features[name] = features[name] + sums if name in features else sums
-                        each = _valid(square.sum(-1), part.get("attention_mask"))
-                        parts.setdefault(name, []).append(each.float())
-                    outputs.clear()
-                for name, found in parts.items():
-                    tokens.setdefault(name, []).append(torch.cat(found))
+            for batch in (part for whole in batches for part in _parts(whole)):
+                for name, sums in _squares(model_output(inner, batch), outputs, signs).items():
+                    found[name] = found[name] + sums if name in found else sums
+                outputs.clear()
     finally:
         for hook in hooks:
             hook.remove()
-    if not features:
+    if not found:
         raise ValueError("output_sensitivities: batches is empty, expected at least one batch")
-    _check(modules, features)
-    return {name: Sensitivity(features[name], tuple(tokens[name])) for name in features}
+    _check(modules, found)
+    return found
 
 
 def _squares(
     out: torch.Tensor, features: Mapping[str, torch.Tensor], signs: torch.Generator
 ) -> dict[str, torch.Tensor]:
-    """The squares of the gradient of ``out`` with random signs, float64, by name."""
+    """Over all tokens, the squares of the gradient of ``out`` with random signs, by name."""
     drawn = torch.randint(0, 2, out.shape, generator=signs).to(out) * 2 - 1
     gradients = torch.autograd.grad((out * drawn).sum(), [*features.values()], allow_unused=True)
     found = {}
     for (name, feature), gradient in zip(features.items(), gradients, strict=True):
         # Of some the output may not know anything.
         known = torch.zeros_like(feature) if gradient is None else gradient
-        found[name] = known.double().square()
+        found[name] = known.flatten(0, -2).double().square().sum(0)
     return found
-
-
-def _valid(each: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """The numbers of valid tokens, one after another; all, where they are not of tokens."""
-    if mask is None or mask.shape != each.shape:
-        return each.flatten()
-    return each[mask.bool()]
 
 
 def _parts(batch: Mapping[str, torch.Tensor]) -> Iterator[Mapping[str, torch.Tensor]]:

@@ -23,7 +23,7 @@ from spatile.sparsity.plan import StructureEntry, StructureKind
 from spatile.sparsity.saliency import SECOND_ORDER
 from spatile.torch.calibration import LayerWalk
 from spatile.torch.cascade_pause import without_cascade
-from spatile.torch.sensitivity import Sensitivity, model_output, output_sensitivities
+from spatile.torch.sensitivity import model_output, output_sensitivities
 from spatile.torch.structure import (
     EncoderLayers,
     apply_structure,
@@ -237,7 +237,7 @@ class _Job:
         self._fraction = fraction
         self._damping = damping
         self._width = self._layers.config.hidden_size // structure.n_heads
-        self._sensitivities: dict[str, Sensitivity] = {}
+        self._sensitivities: dict[str, torch.Tensor] = {}
 
     def _kept_pools(self, pools: list[_Pool]) -> list[_Pool]:
         """Pools of places in the model as it is, of those layers that are left."""
@@ -313,16 +313,15 @@ class _Job:
 
     def _costs(self, kind: StructureKind, i: int, walk: LayerWalk) -> _Ranking:
         name, pattern = self._readers(kind, i)
-        known = self._sensitivities.get(name)
         found = ops.second_order_removals(
             self._layers.part(i, name).weight.detach(),
-            self._gram(name, walk),
+            walk.grams([name])[name],
             pattern=pattern,
             damping=self._damping,
-            row_weight=None if known is None else known.features,
+            row_weight=self._sensitivities.get(name),
         )
         price = found.price[0]
-        if known is None:  # then only shares of each matrix's output compare
+        if not self._sensitivities:  # then only shares of each matrix's output compare
             price = price / (float(found.cost.sum()) or 1.0)
         return _Ranking(tuple(found.order[0].tolist()), tuple(price.tolist()))
 
@@ -357,17 +356,11 @@ class _Job:
         weight = self._layers.part(i, name).weight
         mask = torch.ones(pattern.mask_shape((weight.shape[0], weight.shape[1])), dtype=torch.bool)
         mask[0, sorted(gone)] = False
-        gram = self._gram(name, walk)
+        gram = walk.grams([name])[name]
         pruned = ops.second_order_apply(
             weight.detach(), gram, mask, pattern=pattern, damping=self._damping
         )
         weight.copy_(pruned.w)
-
-    def _gram(self, name: str, walk: LayerWalk) -> torch.Tensor:
-        """Of what the matrix sees, tokens counting as the model's output makes them count."""
-        known = self._sensitivities.get(name)
-        weights = None if known is None else {name: known.token_weights()}
-        return walk.grams([name], token_weights=weights)[name]
 
     def _without(self, gone: Mapping[StructureKind, Mapping[int, set[int]]]) -> Structure:
         """The structure without these parts, which are counted in the model as it is."""
