@@ -1,5 +1,5 @@
 /* The encoder on the CPU: what outlives a run, and the memory of one. All tokens of a batch lie in
- * panels of 16, back to back. */
+ * panels of 16, back to back, but for a slot here and there that makes a sequence begin at an even one. */
 #include "../encoder.h"
 
 #include <pthread.h>
@@ -74,16 +74,21 @@ static void take_activations(struct layout *to, spt_activations *a, int64_t pane
   a->bf16 = take(to, bf16 ? panels * pairs * SPT_LANES : ABSENT, sizeof(uint16_t));
 }
 
+static void lay_out_placement(spt_encoder_pass *p, struct layout *to) {
+  int64_t sequences = p->run->n_sequences, slots = p->n_panels * SPT_LANES;
+  spt_placement *place = &p->place;
+  place->begin = take(to, sequences, sizeof *place->begin);
+  place->end = take(to, sequences, sizeof *place->end);
+  place->token = take(to, slots, sizeof *place->token);
+  place->source = take(to, slots, sizeof *place->source);
+}
+
 /* What a run with pruning needs besides. */
 static void lay_out_kept(spt_encoder_pass *p, struct layout *to, const struct widths *w) {
   spt_kept *k = &p->kept;
   bool bf16 = p->layers_bf16 != NULL;
   int64_t sequences = p->run->n_sequences, slots = p->n_panels * SPT_LANES;
   p->most_slots = slots;
-  k->begin = take(to, sequences, sizeof *k->begin);
-  k->end = take(to, sequences, sizeof *k->end);
-  k->token = take(to, slots, sizeof *k->token);
-  k->source = take(to, slots, sizeof *k->source);
   k->importance = take(to, slots, sizeof *k->importance);
   k->shares = take(to, p->workers * slots, sizeof *k->shares);
   k->magnitudes = take(to, w->heads * slots, sizeof *k->magnitudes);
@@ -119,10 +124,41 @@ static int64_t lay_out(spt_encoder_pass *p, float *base) {
   p->scratch = take(&to, p->workers * p->scratch_stride, sizeof *p->scratch);
   p->panel_sequence = take(&to, p->n_panels, sizeof *p->panel_sequence);
   p->work = take(&to, p->workers, sizeof *p->work);
+  if (spt_is_placed(p)) {
+    lay_out_placement(p, &to);
+  }
   if (p->run->pruning != NULL) {
     lay_out_kept(p, &to, &w);
   }
   return to.at > INT64_MAX / 64 ? -1 : to.at * SPT_LANES;
+}
+
+static void place_tokens(spt_encoder_pass *p) {
+  const int64_t *offsets = p->run->offsets;
+  spt_placement *place = &p->place;
+  int64_t slot = 0;
+  for (int64_t s = 0; s < p->run->n_sequences; s++) {
+    place->begin[s] = slot;
+    place->end[s] = slot + offsets[s + 1] - offsets[s];
+    for (int64_t token = offsets[s]; token < offsets[s + 1]; token++) {
+      place->token[slot++] = (int32_t)token;
+    }
+    int64_t stop = place->begin[s] + spt_slots_for(p, offsets[s + 1] - offsets[s]);
+    while (slot < stop) {
+      place->token[slot++] = -1;
+    }
+  }
+  p->begin = place->begin;
+  p->end = place->end;
+}
+
+/* Whether sequences have to be moved to begin at even slots, or, where tokens go, may have to be. */
+static bool begins_even(const spt_encoder_pass *p) {
+  bool odd = p->run->pruning != NULL;
+  for (int64_t s = 0; s < p->run->n_sequences; s++) {
+    odd |= p->run->offsets[s] % 2 != 0;
+  }
+  return odd && p->layers_bf16 != NULL;
 }
 
 spt_status spt_cpu_encoder_forward(void *state, const spt_encoder_run *run, spt_error *err) {
@@ -133,6 +169,7 @@ spt_status spt_cpu_encoder_forward(void *state, const spt_encoder_run *run, spt_
                         .sizes = encoder->sizes,
                         .run = run};
   p.workers = spt_pool_width();
+  p.even = begins_even(&p);
   for (int64_t s = 0; s < run->n_sequences; s++) {
     int64_t length = run->offsets[s + 1] - run->offsets[s];
     p.longest = spt_max(p.longest, length);
@@ -161,6 +198,9 @@ spt_status spt_cpu_encoder_forward(void *state, const spt_encoder_run *run, spt_
   }
   if (status == SPT_OK) {
     lay_out(&p, locked ? encoder->workspace : temporary);
+    if (spt_is_placed(&p)) {
+      place_tokens(&p);
+    }
     if (run->pruning != NULL) {
       spt_pruning_start(&p);
     }

@@ -178,8 +178,8 @@ static bool is_full(const spt_encoder_pass *p, int64_t panel) {
   if (p->first_only || (panel + 1) * SPT_LANES > p->slots) {
     return false;
   }
-  for (int l = 0; p->run->pruning != NULL && l < SPT_LANES; l++) {
-    if (p->kept.token[panel * SPT_LANES + l] < 0) {
+  for (int l = 0; spt_is_placed(p) && l < SPT_LANES; l++) {
+    if (p->place.token[panel * SPT_LANES + l] < 0) {
       return false;
     }
   }

@@ -74,7 +74,7 @@ static void embed_panel(void *context, int64_t panel, int worker) {
   float *rows = p->y.f32 + panel * spt_f32_stride(&p->y); /* nobody else's yet */
   for (int64_t l = 0; l < SPT_LANES; l++) {
     int64_t slot = panel * SPT_LANES + l;
-    int64_t token = slot >= p->slots ? -1 : p->run->pruning != NULL ? p->kept.token[slot] : slot;
+    int64_t token = slot >= p->slots ? -1 : spt_is_placed(p) ? p->place.token[slot] : slot;
     if (token >= 0) {
       embed_token(p, token, rows + l * width);
     } else {
@@ -239,23 +239,23 @@ static void unpack_panel(void *context, int64_t panel, int worker) {
                        .cols = width,
                        .row = width,
                        .col = 1};
-  if (p->run->first_only || !spt_has_gaps(p)) {
+  if (p->run->first_only || !p->even) {
     p->tier->panel_unpack(&hidden, panel * SPT_LANES, x);
     return;
   }
   for (int64_t l = 0; l < SPT_LANES && panel * SPT_LANES + l < p->slots; l++) {
-    int64_t row = p->kept.source[panel * SPT_LANES + l];
+    int64_t row = p->place.source[panel * SPT_LANES + l];
     for (int64_t f = 0; row >= 0 && f < width; f++) {
       p->run->hidden[row * width + f] = x[f * SPT_LANES + l];
     }
   }
 }
 
-/* The row of the result that each slot becomes, in kept.source. */
+/* The row of the result that each slot becomes, in place.source. */
 static void number_rows(const spt_encoder_pass *p) {
   int32_t row = 0;
   for (int64_t slot = 0; slot < p->slots; slot++) {
-    p->kept.source[slot] = p->kept.token[slot] >= 0 ? row++ : -1;
+    p->place.source[slot] = p->place.token[slot] >= 0 ? row++ : -1;
   }
 }
 
@@ -297,7 +297,7 @@ spt_status spt_encoder_run_layers(spt_encoder_pass *p, spt_error *err) {
     gather_first(p);
     p->x = p->first_x;
   }
-  if (spt_has_gaps(p)) {
+  if (p->even) {
     number_rows(p);
   }
   spt_parallel_for(p->query_panels, unpack_panel, p);

@@ -28,12 +28,15 @@ static inline int64_t spt_bf16_stride(const spt_activations *a) {
   return spt_pair_panel_features(a->features) * SPT_LANES;
 }
 
-/* What a run with pruning keeps, slot by slot: a slot is a lane of a panel, and in bfloat16 every
- * sequence begins at an even one, so that its pairs of tokens are the same in any batch. */
+/* Where tokens are that are not simply back to back. A slot is a lane of a panel. */
+typedef struct spt_placement {
+  int64_t *begin, *end; /* (n_sequences) slots of each */
+  int32_t *token;       /* (slots) the token of the run, -1 where none is */
+  int32_t *source;      /* (slots) the slot that one was compacted from, or -1 */
+} spt_placement;
+
+/* What a run with pruning keeps, slot by slot. */
 typedef struct spt_kept {
-  int64_t *begin, *end;       /* (n_sequences) slots of each */
-  int32_t *token;             /* (slots) the token of the run, -1 where none is */
-  int32_t *source;            /* (slots) the slot that one was compacted from, or -1 */
   double *importance;         /* (slots) in SPT_SHARE_UNIT, so whole numbers */
   double *shares;             /* (workers, slots) of the current layer */
   float *magnitudes;          /* (heads of the layer, slots) */
@@ -76,7 +79,11 @@ typedef struct spt_encoder_pass {
   int64_t longest;            /* sequence */
   const int64_t *begin, *end; /* (n_sequences) each one's slots */
   int64_t most_slots;         /* before anything is dropped */
-  spt_kept kept;              /* with run->pruning */
+  /* Every sequence begins at an even slot: attention in bfloat16 adds keys up in pairs, which so are
+   * the same in any batch. */
+  bool even;
+  spt_placement place; /* with run->pruning, or where sequences begin at even slots */
+  spt_kept kept;       /* with run->pruning */
   /* In the last layer of a first_only run the queries are the first tokens alone: `queries` panels
    * whose lane i is sequence i. Elsewhere they are the tokens themselves. */
   bool first_only;
@@ -99,7 +106,12 @@ static inline int64_t spt_rows_of(const spt_encoder_matrix *m) {
 
 /* Slots of a sequence of so many tokens. */
 static inline int64_t spt_slots_for(const spt_encoder_pass *p, int64_t tokens) {
-  return p->run->pruning != NULL && p->layers_bf16 != NULL ? (tokens + 1) / 2 * 2 : tokens;
+  return p->even ? (tokens + 1) / 2 * 2 : tokens;
+}
+
+/* Whether p->place says where tokens are; else they are where they are in the run. */
+static inline bool spt_is_placed(const spt_encoder_pass *p) {
+  return p->even || p->run->pruning != NULL;
 }
 
 /* Whether sequence s loses tokens behind the current layer or a later one. */
@@ -109,17 +121,12 @@ static inline bool spt_loses_tokens(const spt_encoder_pass *p, int64_t s) {
   return counts[last * n + s] < counts[p->layer_index * n + s];
 }
 
-/* Whether some slots hold no token. */
-static inline bool spt_has_gaps(const spt_encoder_pass *p) {
-  return p->run->pruning != NULL && p->layers_bf16 != NULL;
-}
-
 static inline bool spt_head_is_kept(const spt_encoder_pass *p, int32_t head, int64_t s) {
   return p->run->pruning == NULL || p->run->pruning->heads == NULL ||
          p->kept.heads[s * p->model->n_heads + p->layer->head[head]] != 0;
 }
 
-/* Places the tokens before the first layer. */
+/* Before the first layer: everything is kept so far. */
 void spt_pruning_start(spt_encoder_pass *);
 /* Before a layer: notes what it works on. */
 void spt_pruning_begin_layer(spt_encoder_pass *);

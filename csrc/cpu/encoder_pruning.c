@@ -16,23 +16,10 @@ static const int64_t *counts_of(const spt_encoder_pass *p, const int64_t *counts
 
 void spt_pruning_start(spt_encoder_pass *p) {
   spt_kept *k = &p->kept;
-  const int64_t *offsets = p->run->offsets;
-  int64_t n = p->run->n_sequences, slot = 0;
-  for (int64_t s = 0; s < n; s++) {
-    k->begin[s] = slot;
-    k->end[s] = slot + offsets[s + 1] - offsets[s];
-    for (int64_t token = offsets[s]; token < offsets[s + 1]; token++) {
-      k->token[slot++] = (int32_t)token;
-    }
-    for (int64_t stop = k->begin[s] + spt_slots_for(p, offsets[s + 1] - offsets[s]); slot < stop;) {
-      k->token[slot++] = -1;
-    }
-  }
+  int64_t n = p->run->n_sequences;
   memset(k->importance, 0, (size_t)p->slots * sizeof *k->importance);
   memset(k->head_importance, 0, (size_t)(n * p->model->n_heads) * sizeof *k->head_importance);
   memset(k->heads, 1, (size_t)(n * p->model->n_heads));
-  p->begin = k->begin;
-  p->end = k->end;
   k->noted = 0;
 }
 
@@ -73,7 +60,7 @@ static void find_units(spt_encoder_pass *p) {
   for (int32_t h = 0; h < l->n_heads; h++) {
     bool needed = false;
     for (int64_t s = 0; s < p->run->n_sequences && !needed; s++) {
-      needed = k->end[s] > k->begin[s] && spt_head_is_kept(p, h, s);
+      needed = p->end[s] > p->begin[s] && spt_head_is_kept(p, h, s);
     }
     if (needed) {
       mark_rows(k->rows, l->q_row[h], l->head_dim);
@@ -99,8 +86,8 @@ void spt_pruning_begin_layer(spt_encoder_pass *p) {
   spt_kept *k = &p->kept;
   int64_t n = p->run->n_sequences, heads = n * p->model->n_heads;
   for (int64_t slot = 0; slot < p->slots; slot++) {
-    if (k->token[slot] >= 0) {
-      pruning->kept_tokens[k->noted++] = k->token[slot];
+    if (p->place.token[slot] >= 0) {
+      pruning->kept_tokens[k->noted++] = p->place.token[slot];
     }
   }
   uint8_t *noted = pruning->kept_heads + p->layer_index * heads;
@@ -110,9 +97,9 @@ void spt_pruning_begin_layer(spt_encoder_pass *p) {
       noted[s * p->model->n_heads + p->layer->head[h]] = spt_head_is_kept(p, h, s);
     }
     k->loses_heads[s] = loses_heads(p, s);
-    size_t bytes = (size_t)(k->end[s] - k->begin[s]) * sizeof *k->shares;
+    size_t bytes = (size_t)(p->end[s] - p->begin[s]) * sizeof *k->shares;
     for (int w = 0; spt_loses_tokens(p, s) && w < p->workers; w++) {
-      memset(k->shares + w * p->most_slots + k->begin[s], 0, bytes);
+      memset(k->shares + w * p->most_slots + p->begin[s], 0, bytes);
     }
   }
   memset(k->nan, 0, (size_t)p->workers);
@@ -127,7 +114,7 @@ static void add_token_importance(const spt_encoder_pass *p, int64_t s) {
   const spt_kept *k = &p->kept;
   for (int w = 0; w < p->workers; w++) {
     const double *shares = k->shares + w * p->most_slots;
-    for (int64_t slot = k->begin[s]; slot < k->end[s]; slot++) {
+    for (int64_t slot = p->begin[s]; slot < p->end[s]; slot++) {
       k->importance[slot] += shares[slot];
     }
   }
@@ -137,15 +124,15 @@ static void add_token_importance(const spt_encoder_pass *p, int64_t s) {
 static void select_tokens(const spt_encoder_pass *p, int64_t s, int64_t count, uint32_t *keys) {
   const spt_encoder_run *run = p->run;
   const spt_kept *k = &p->kept;
-  int64_t begin = k->begin[s], n = k->end[s] - begin;
+  int64_t begin = p->begin[s], n = p->end[s] - begin;
   for (int64_t j = 0; j < n; j++) {
-    int32_t token = k->token[begin + j];
+    int32_t token = p->place.token[begin + j];
     bool is_protected = token == run->offsets[s] ||
                         (run->pruning->protect != NULL && run->pruning->protect[token] != 0);
     keys[j] = is_protected ? 0 : spt_select_key((float)k->importance[begin + j]);
   }
   spt_selection most = spt_quick_select(p->tier, keys, n, count, keys + n);
-  int32_t *to = k->source + begin;
+  int32_t *to = p->place.source + begin;
   for (int64_t j = 0; j < n; j++) {
     if (spt_is_selected(&most, keys[j])) {
       *to++ = (int32_t)(begin + j);
@@ -160,7 +147,7 @@ static bool add_head_importance(const spt_encoder_pass *p, int64_t s) {
   for (int32_t h = 0; h < p->layer->n_heads; h++) {
     double sum = 0.0;
     const float *magnitudes = k->magnitudes + h * p->most_slots;
-    for (int64_t slot = k->begin[s]; spt_head_is_kept(p, h, s) && slot < k->end[s]; slot++) {
+    for (int64_t slot = p->begin[s]; spt_head_is_kept(p, h, s) && slot < p->end[s]; slot++) {
       sum += magnitudes[slot];
     }
     k->head_importance[s * p->model->n_heads + p->layer->head[h]] += sum;
@@ -217,7 +204,7 @@ static void select_sequence(void *context, int64_t s, int worker) {
   const spt_encoder_pass *p = context;
   const spt_encoder_pruning *pruning = p->run->pruning;
   uint32_t *keys = (uint32_t *)(p->scratch + worker * p->scratch_stride);
-  if (p->kept.end[s] == p->kept.begin[s]) {
+  if (p->end[s] == p->begin[s]) {
     return;
   }
   if (spt_loses_tokens(p, s)) {
@@ -242,17 +229,17 @@ static void move_tokens(spt_encoder_pass *p) {
   for (int64_t s = 0; s < p->run->n_sequences; s++) {
     int64_t count = counts_of(p, p->run->pruning->tokens, p->layer_index + 1)[s];
     bool selected = spt_loses_tokens(p, s);
-    int64_t from = k->begin[s], begin = slot;
+    int64_t from = p->begin[s], begin = slot;
     for (int64_t j = 0; j < count; j++, slot++) {
-      int32_t source = selected ? k->source[from + j] : (int32_t)(from + j);
-      k->source[slot] = source;
-      k->token[slot] = k->token[source];
+      int32_t source = selected ? p->place.source[from + j] : (int32_t)(from + j);
+      p->place.source[slot] = source;
+      p->place.token[slot] = p->place.token[source];
       k->importance[slot] = k->importance[source];
     }
-    k->begin[s] = begin;
-    k->end[s] = slot;
+    p->place.begin[s] = begin;
+    p->place.end[s] = slot;
     for (; slot < begin + spt_slots_for(p, count); slot++) {
-      k->source[slot] = k->token[slot] = -1;
+      p->place.source[slot] = p->place.token[slot] = -1;
     }
   }
   p->slots = slot;
@@ -268,7 +255,7 @@ static void gather_panel(void *context, int64_t panel, int worker) {
   int64_t x_stride = spt_f32_stride(&p->x), x_at[SPT_LANES], context_at[SPT_LANES];
   int64_t stride = pairs ? spt_bf16_stride(&p->context) / 2 : spt_f32_stride(&p->context);
   for (int l = 0; l < SPT_LANES; l++) {
-    int64_t slot = panel * SPT_LANES + l, from = slot < p->slots ? k->source[slot] : -1;
+    int64_t slot = panel * SPT_LANES + l, from = slot < p->slots ? p->place.source[slot] : -1;
     x_at[l] = from < 0 ? -1 : from / SPT_LANES * x_stride + from % SPT_LANES;
     context_at[l] = from < 0 ? -1 : from / SPT_LANES * stride + from % SPT_LANES;
   }
