@@ -330,7 +330,7 @@ def test_a_document_has_the_command_the_time_and_all_tables(tmp_path: Path) -> N
     assert text == render_document([file], target)
     assert "```sh\nspatile sweep\n```" in text
     assert "Took 1 min 15 s" in text
-    assert "| tile | 84.0 (−5.0) |" in text
+    assert "| tile | a | 84.0 (−5.0) |" in text
     assert "| tile | 50 % | b − a | +6.0 [" in text
     links = re.findall(r"\]\(([^)]+)\)", text)
     assert links == ["results/mine.json", "results/mine.sparsity.svg", "results/mine.latency.svg"]

@@ -42,8 +42,7 @@ def tables_of(document: Mapping[str, Any]) -> list[Table]:
     found = summarize(document)
     whole = [s for s in found if (s.configuration.keep_tokens, s.configuration.keep_heads) == _ALL]
     pruned = [s for s in whole if s.sparsity > 0]
-    methods = list(dict.fromkeys(s.method for s in pruned))
-    tables = [_grid(document, [s for s in pruned if s.method == m], m) for m in methods]
+    tables = [_grid(document, pruned)] if pruned else []
     if len(whole) < len(found):
         tables += _kept_grids(document, found)
     tables.append(_all(document, found))
@@ -78,20 +77,22 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
-def _grid(document: Mapping[str, Any], found: list[Summary], method: str) -> Table:
+def _grid(document: Mapping[str, Any], found: list[Summary]) -> Table:
     metric = metric_name(document["metrics"][0])
     sparsities = sorted({s.sparsity for s in found})
-    cells = {(s.pattern, s.sparsity): s for s in found}
+    methods = list(dict.fromkeys(s.method for s in found))
+    cells = {(s.pattern, s.method, s.sparsity): s for s in found}
     rows = []
-    for pattern in dict.fromkeys(s.pattern for s in found):
-        row = [pattern]
+    for pattern, method in dict.fromkeys((s.pattern, s.method) for s in found):
+        row = [pattern, method] if len(methods) > 1 else [pattern]
         for sparsity in sparsities:
-            s = cells.get((pattern, sparsity))
+            s = cells.get((pattern, method, sparsity))
             row.append("" if s is None else _score_and_loss(s))
         rows.append(tuple(row))
+    several = len(methods) > 1
     return Table(
-        f"{metric} at sparsity, method {method}",
-        ("pattern", *(_percent(s) for s in sparsities)),
+        f"{metric} at sparsity" + ("" if several else f", method {methods[0]}"),
+        (*(("pattern", "method") if several else ("pattern",)), *(_percent(s) for s in sparsities)),
         tuple(rows),
         (_what_scores_mean(document, found[0].dense),),
     )
