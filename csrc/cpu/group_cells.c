@@ -4,7 +4,7 @@
 #include <string.h>
 
 #include "../integer.h"
-#include "groups.h"
+#include "matrix.h"
 #include "half.h"
 
 #define CHAIN 16 /* rows whose squares are added in float32 */

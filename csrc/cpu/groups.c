@@ -12,6 +12,7 @@
 
 #include "../integer.h"
 #include "group_cells.h"
+#include "matrix.h"
 #include "ops.h"
 #include "pool.h"
 #include "scratch.h"

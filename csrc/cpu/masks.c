@@ -6,6 +6,7 @@
 #include "../integer.h"
 #include "groups.h"
 #include "half.h"
+#include "matrix.h"
 #include "ops.h"
 #include "pool.h"
 #include "scratch.h"

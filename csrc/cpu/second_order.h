@@ -7,7 +7,7 @@
 #define SPATILE_CPU_SECOND_ORDER_H
 
 #include "cholesky.h"
-#include "groups.h"
+#include "matrix.h"
 
 typedef struct spt_hessian {
   const spt_cpu_tier *tier;
