@@ -62,7 +62,8 @@ typedef struct spt_encoder_model {
  * of a head that no layer had so far is 0.
  *
  * What is dropped after a layer is already left out where that layer no longer needs it, behind its
- * attention. The results are those of leaving it out later, whatever else is in the batch. */
+ * attention. The results are those of leaving it out later, whatever else is in the batch: to the bit,
+ * but for products with CSR weights. */
 typedef struct spt_encoder_pruning {
   const int64_t *tokens; /* (n_layers, n_sequences), never rising, at least 1 where there is one */
   const int64_t *heads;  /* the same, or NULL: all */

@@ -134,3 +134,12 @@ def test_prune_on_an_empty_file_says_so(
     assert main(arguments) == 1
     assert "none.txt, a file without a text" in one_line(capsys)
     assert not (tmp_path / "o").exists()
+
+
+def test_a_saliency_without_texts_is_refused(
+    finished: Finished, tmp_path: Path, capsys: Capture
+) -> None:
+    arguments = ["prune", "--model", str(finished.folder / "stages" / "dense"), "--sparsity=0.5"]
+    assert main([*arguments, "--out", str(tmp_path / "o"), "--saliency", "reconstruction"]) == 1
+    assert "calibration is None, expected texts for saliency 'reconstruction'" in one_line(capsys)
+    assert not (tmp_path / "o").exists()

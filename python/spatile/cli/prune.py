@@ -54,7 +54,6 @@ def add(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--saliency",
         choices=SECOND_ORDER,
-        default="second-order",
         help="of --calibration: what the model's output would lose (second-order, the default), "
         "or each matrix's own (reconstruction)",
     )

@@ -35,7 +35,7 @@ def prune_checkpoint(
     layers: float | None = None,
     plan: Plan | None = None,
     scope: str | None = None,
-    saliency: str = "second-order",
+    saliency: str | None = None,
     calibration: Examples | None = None,
     calibration_rows: int = 512,
     damping: float = 0.01,
@@ -48,16 +48,20 @@ def prune_checkpoint(
     ``"reconstruction"`` each matrix's own (:class:`spatile.torch.Pruner`; needs PyTorch). ``scope``
     replaces what is ranked together. ``max_length`` cuts the texts. Other arguments as in
     :func:`spatile.finetune.finetune`. Returns the encoders before and after. Raises FileExistsError
-    where ``out`` holds anything, ValueError for any other ``saliency``, and where heads, neurons or
-    layers are to go and there is no ``calibration``.
+    where ``out`` holds anything, ValueError for any other ``saliency``, and where there is no
+    ``calibration`` but a ``saliency``, or heads, neurons or layers are to go.
 
     >>> from spatile.finetune.one_shot import prune_checkpoint                  # doctest: +SKIP
     >>> dense, packed = prune_checkpoint("classifier", "small", sparsity=0.3)   # doctest: +SKIP
     """
-    if saliency not in SECOND_ORDER:
+    if saliency is None:
+        saliency = "second-order"
+    elif saliency not in SECOND_ORDER:
         raise ValueError(
             f"prune: saliency is {saliency!r}, expected {' or '.join(map(repr, SECOND_ORDER))}"
         )
+    elif calibration is None:
+        raise ValueError(f"prune: calibration is None, expected texts for saliency {saliency!r}")
     RunFolder.check_new(out, op="prune")
     if scope is None:
         scope = "matrix" if calibration is None else "global"
