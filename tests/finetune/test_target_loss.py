@@ -230,3 +230,12 @@ def test_the_command_searches_and_resumes(
     (moved / "search.json").write_text(json.dumps(state), "utf-8")
     assert main(["finetune", "--resume", "--out", str(moved), "--json", "--quiet"]) == 0
     assert json.loads(capsys.readouterr().out)["result"] == again["result"]
+
+    # Moved, and stopped before the best was timed.
+    moved = moved.rename(tmp_path / "again")
+    report["timing"] = None
+    (moved / "best" / "report.json").write_text(json.dumps(report), "utf-8")
+    resume = ["finetune", "--resume", "--timing-rounds=1", "--out", str(moved), "--quiet"]
+    assert main(resume) == 0
+    report = json.loads((moved / "best" / "report.json").read_text("utf-8"))
+    assert report["timing"]["rounds"] == 1

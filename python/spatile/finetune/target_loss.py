@@ -165,7 +165,7 @@ class Search:
         if best is not None:
             folder = self._folder(best["sparsity"])
             if timing_rounds > 0 and read_report(folder)["timing"] is None:
-                settings = RunFolder.open(folder).settings
+                settings = self._settings(best["sparsity"])
                 _finetune(settings, folder, threads, progress, timing_rounds)
             _link(self.path / "best", folder)
         self.write()
@@ -193,10 +193,7 @@ class Search:
                 return dict(tried)
         progress.say(f"search: sparsity {sparsity:g}")
         folder = self._folder(sparsity)
-        settings = from_dense(
-            self.settings.with_changes(sparsity=sparsity), self.path / "dense" / "stages" / "dense"
-        )
-        report = _finetune(settings, folder, threads, progress)
+        report = _finetune(self._settings(sparsity), folder, threads, progress)
         metric = glue_metrics(report["data"]["name"], report["data"]["metrics"])[0]
         difference = report["differences"]["retrained - dense"][metric]
         if difference["value"] is None:
@@ -218,6 +215,12 @@ class Search:
         progress.say(f"search: {describe(tried)}")
         _drop(folder, "trainer")
         return dict(tried)
+
+    def _settings(self, sparsity: float) -> Settings:
+        """Of a try, from the dense model where the search is now."""
+        return from_dense(
+            self.settings.with_changes(sparsity=sparsity), self.path / "dense" / "stages" / "dense"
+        )
 
     def _folder(self, sparsity: float) -> Path:
         return self.path / "tries" / f"{sparsity:g}"
