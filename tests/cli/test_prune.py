@@ -125,6 +125,15 @@ def test_prune_takes_heads_neurons_and_layers_away(
         assert again.summary().sparsity == pytest.approx(1 - 0.25 * 0.75, abs=0.01)
 
 
+def test_prune_names_itself_in_errors(
+    finished: Finished, tiny_data: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    arguments = ["prune", "--model", str(finished.folder / "stages" / "dense"), "--sparsity=0.5"]
+    arguments += ["--calibration", str(tiny_data), "--scope", "row-balanced"]
+    assert main([*arguments, "--out", str(tmp_path / "o")]) == 1
+    assert "prune: scope is 'row-balanced', expected 'matrix' or 'global'" in one_line(capsys)
+
+
 def test_prune_on_an_empty_file_says_so(
     finished: Finished, tmp_path: Path, capsys: Capture
 ) -> None:

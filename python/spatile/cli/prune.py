@@ -28,7 +28,14 @@ def add(commands: Any) -> argparse.ArgumentParser:
         _EXAMPLES,
     )
     parser.add_argument("--model", required=True, metavar="DIR|NAME", help="checkpoint or minilm")
-    parser.add_argument("--sparsity", required=True, type=float, metavar="S", help="0 ≤ S < 1")
+    parser.add_argument(
+        "--sparsity",
+        required=True,
+        type=float,
+        metavar="S",
+        help="0 ≤ S < 1, of the groups: where matrices differ in size and are ranked together, "
+        "rows, columns and heads of the larger ones weigh more",
+    )
     parser.add_argument("--out", required=True, metavar="DIR", help="for the packed model; new")
     parser.add_argument("--pattern", default="tile", help="as in finetune (default tile)")
     parser.add_argument("--precompute", choices=tuple(PRECOMPUTE), default="off")

@@ -66,22 +66,25 @@ def prune_checkpoint(
     if scope is None:
         scope = "matrix" if calibration is None else "global"
     source = Path(resolve_model(os.fspath(model), op="prune"))
-    settings = Settings(
-        str(source),
-        "",
-        sparsity,
-        pattern=pattern,
-        precompute=precompute,
-        heads=heads,
-        neurons=neurons,
-        layers=layers,
-        scope=scope,
-        saliency="magnitude" if calibration is None else saliency,
-        calibration_rows=calibration_rows,
-        damping=damping,
-        max_length=max_length,
-        plan=None if plan is None else plan.to_dict(),
-    )
+    try:
+        settings = Settings(
+            str(source),
+            "",
+            sparsity,
+            pattern=pattern,
+            precompute=precompute,
+            heads=heads,
+            neurons=neurons,
+            layers=layers,
+            scope=scope,
+            saliency="magnitude" if calibration is None else saliency,
+            calibration_rows=calibration_rows,
+            damping=damping,
+            max_length=max_length,
+            plan=None if plan is None else plan.to_dict(),
+        )
+    except ValueError as error:
+        raise ValueError(str(error).replace("finetune: ", "prune: ", 1)) from None
     if not source.is_dir():
         raise FileNotFoundError(f"prune: model is {source}, expected the folder of a checkpoint")
     config = read_json(source / "config.json")
