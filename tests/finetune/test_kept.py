@@ -123,7 +123,7 @@ def test_hidden_states_are_learned_at_the_kept_tokens(tiny_model: Path, tmp_path
         settings = Settings("m", "d", 0.5, distill_attention=weight)
         teacher = Teacher(tmp_path, settings, data, linear=False)
         if weight:
-            teacher._keeps_hidden = lambda: False  # type: ignore[method-assign]
+            teacher._keeps_hidden = False
             teacher._settings = Settings("m", "d", 0.5)
         outputs, loss = teacher.run(student, {**batch, "index": torch.tensor([0, 1])})
         spoilt = []

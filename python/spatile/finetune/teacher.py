@@ -44,6 +44,7 @@ class Teacher:
         self._logits: torch.Tensor | None = None
         self._hidden: list[torch.Tensor] = []
         self._kept: list[int] = []
+        self._keeps_hidden: bool | None = None
 
     def run(self, student: Any, inputs: dict[str, torch.Tensor]) -> tuple[Any, torch.Tensor]:
         """The student's outputs on a batch, and what is to be added to its loss.
@@ -52,7 +53,7 @@ class Teacher:
         """
         index = inputs.pop("index")
         s = self._settings
-        if s.distill_attention > 0 or (s.distill_hidden > 0 and not self._keeps_hidden()):
+        if s.distill_attention > 0 or (s.distill_hidden > 0 and not self._hidden_fits()):
             return self._side_by_side(student, inputs)
         target = self._all_logits()[index]
         if s.distill_hidden == 0:
@@ -104,10 +105,13 @@ class Teacher:
             self._kept = [place[layer.layer] for layer in structure.layers]
         return [hidden[i] for i in self._kept]
 
-    def _keeps_hidden(self) -> bool:
-        config = self._teacher().config
-        each = 2 * config.hidden_size * config.num_hidden_layers
-        return bool(sum(self._data.lengths) * each <= _KEPT_BYTES)
+    def _hidden_fits(self) -> bool:
+        """Whether all rows' hidden states are kept: counted once, not for every batch."""
+        if self._keeps_hidden is None:
+            config = self._teacher().config
+            each = 2 * config.hidden_size * config.num_hidden_layers
+            self._keeps_hidden = bool(sum(self._data.lengths) * each <= _KEPT_BYTES)
+        return self._keeps_hidden
 
     def _teacher(self) -> Any:
         if self._model is None:
