@@ -117,7 +117,7 @@ static inline int at_most(__m256i a, __m256i b) {
   return set_of(_mm256_cmpeq_epi32(_mm256_min_epu32(a, b), a));
 }
 
-/* Keys in [low, high] to `to`, in their order; returns how many. What is written past them was read. */
+/* Keys in [low, high] to `to`, in their order; returns how many. Up to 8 more are written, within n. */
 static int64_t keys_between(uint32_t *to, const uint32_t *keys, int64_t n, uint32_t low,
                             uint32_t high) {
   const __m256i base = _mm256_set1_epi32((int)low), span = _mm256_set1_epi32((int)(high - low));
