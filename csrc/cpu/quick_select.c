@@ -39,17 +39,17 @@ static void bracket(const spt_cpu_tier *tier, const uint32_t *keys, int64_t n, i
 
 spt_selection spt_quick_select(const spt_cpu_tier *tier, const uint32_t *keys, int64_t n, int64_t k,
                                uint32_t *spare) {
-  uint32_t *sample = spare + n;
+  uint32_t *sample = spare + n, *half = spare + n / 2, *to = spare;
   while (n > FEW) {
     uint32_t low, high;
     bracket(tier, keys, n, k, sample, &low, &high);
     int64_t below = n < INT32_MAX ? tier->count_below(keys, n, low) : n;
-    /* In place from the second time on: nothing is written before it is read. */
-    int64_t inside = below < k ? tier->keys_between(spare, keys, n, low, high) : 0;
+    int64_t inside = below < k ? tier->keys_between(to, keys, n, low, high) : 0;
     if (k - below > inside || inside > n / 2) {
       return spt_select_smallest(keys, n, k);
     }
-    keys = spare;
+    keys = to;
+    to = to == spare ? half : spare; /* a round that fails still needs the keys it began with */
     n = inside;
     k -= below;
   }

@@ -251,7 +251,7 @@ typedef struct spt_cpu_tier {
                       const spt_element_dropout *);
 
   /* Keys of a row (select.h): made of scores, false where one is NaN; counted, fewer than 2^31, below
-   * a pivot; those in [low, high] copied in their order (to `keys` itself, too), which says how many;
+   * a pivot; those in [low, high] copied in their order to what has room for n, which says how many;
    * and a selection written out, whose arrays hold k. */
   bool (*select_keys)(uint32_t *keys, const float *scores, int64_t n);
   int64_t (*count_below)(const uint32_t *keys, int64_t n, uint32_t pivot);

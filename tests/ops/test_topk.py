@@ -64,6 +64,17 @@ def test_orders_that_quick_select_dislikes(kind: str) -> None:
         assert_array_equal(sp.topk(x, k).indices, reference.topk(x, k).indices)
 
 
+@pytest.mark.parametrize("equal", [0.06, 0.08, 0.1])
+def test_the_middle_of_many_is_mostly_equal(equal: float) -> None:
+    """Quick-select keeps a tenth for a second round, which cannot halve it and counts instead."""
+    x = normal((70_001,))
+    x[np.random.default_rng(3).random(len(x)) < equal] = 0
+    k = int((x > 0).sum() + (x == 0).sum() // 2)
+    got, exact = sp.topk(x, k), reference.topk(x, k)
+    assert_array_equal(got.indices, exact.indices)
+    assert_array_equal(got.values, exact.values)
+
+
 @given(
     lengths=st.lists(st.integers(0, 40), max_size=6),
     data=st.data(),

@@ -37,7 +37,11 @@ static inline void vec_store_lanes(float *p, vec_int mask, vec value) {
 #if VEC_WIDTH == 16
   _mm512_mask_storeu_ps(p, _mm512_movepi32_mask((__m512i)mask), (__m512)value);
 #else
-  _mm256_maskstore_ps(p, (__m256i)mask, (__m256)value);
+  if (_mm256_movemask_ps((__m256)mask) == 0xff) { /* Zen 3 takes 12 cycles for a masked store */
+    vec_store(p, value);
+  } else {
+    _mm256_maskstore_ps(p, (__m256i)mask, (__m256)value);
+  }
 #endif
 }
 
@@ -185,7 +189,21 @@ static inline vec exponentiate(float *scores, int64_t n, softmax_state *s, int v
   vec shift = finite_top(top);
   vec rescale = vec_exp(s->top[v] - shift);
   vec sum = vec_set(0.0f);
-  for (int64_t j = 0; j < n; j++) {
+  int64_t j = 0;
+  for (; ATTENTION_EXPS > 1 && j + ATTENTION_EXPS <= n; j += ATTENTION_EXPS) {
+    vec e[ATTENTION_EXPS];
+#pragma GCC unroll 4
+    for (int c = 0; c < ATTENTION_EXPS; c++) {
+      e[c] = vec_load(scores + (j + c) * SPT_LANES) - shift;
+    }
+    vec_exps(e, ATTENTION_EXPS);
+#pragma GCC unroll 4
+    for (int c = 0; c < ATTENTION_EXPS; c++) {
+      vec_store(scores + (j + c) * SPT_LANES, e[c]);
+      sum += e[c];
+    }
+  }
+  for (; j < n; j++) {
     vec e = vec_exp(vec_load(scores + j * SPT_LANES) - shift);
     vec_store(scores + j * SPT_LANES, e);
     sum += e;

@@ -4,8 +4,10 @@
 
 #if VEC_WIDTH == 16
 #define ATTENTION_ROWS 16 /* 16 independent sums hide the FMA's latency */
+#define ATTENTION_EXPS 1
 #else
 #define ATTENTION_ROWS 6 /* 6 x 2 registers of 16, and 3 for what they multiply */
+#define ATTENTION_EXPS 4 /* one waits for itself: the scheduler holds two or three of them */
 #endif
 
 static inline __attribute__((always_inline)) void store_rows(float *out, vec (*sum)[VECS],

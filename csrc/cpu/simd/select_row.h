@@ -83,6 +83,106 @@ static void keep_row(const spt_kept_row *row, spt_selection most) {
     kept += count;
   }
 }
+#elif defined(__AVX2__)
+#include <immintrin.h>
+
+/* For each set of 8 lanes their numbers, a byte each, one after another: what AVX2 has instead of
+ * instructions that compress. */
+#define LANE(set, lane)                                                                          \
+  ((set) >> (lane) & 1 ? (uint64_t)(lane) << 8 * __builtin_popcount((set) & ((1 << (lane)) - 1)) \
+                       : 0)
+#define LANES_OF(set)                                                                        \
+  (LANE(set, 0) | LANE(set, 1) | LANE(set, 2) | LANE(set, 3) | LANE(set, 4) | LANE(set, 5) | \
+   LANE(set, 6) | LANE(set, 7))
+#define SETS_4(set) LANES_OF(set), LANES_OF((set) + 1), LANES_OF((set) + 2), LANES_OF((set) + 3)
+#define SETS_16(set) SETS_4(set), SETS_4((set) + 4), SETS_4((set) + 8), SETS_4((set) + 12)
+#define SETS_64(set) SETS_16(set), SETS_16((set) + 16), SETS_16((set) + 32), SETS_16((set) + 48)
+static const uint64_t lanes_of[256] = {SETS_64(0), SETS_64(64), SETS_64(128), SETS_64(192)};
+#undef SETS_64
+#undef SETS_16
+#undef SETS_4
+#undef LANES_OF
+#undef LANE
+
+/* The set's words, in their order, in the first lanes. */
+static inline __m256i compress(__m256i words, int set) {
+  __m128i lanes = _mm_cvtsi64_si128((long long)lanes_of[set]);
+  return _mm256_permutevar8x32_epi32(words, _mm256_cvtepu8_epi32(lanes));
+}
+
+static inline int set_of(__m256i mask) { return _mm256_movemask_ps(_mm256_castsi256_ps(mask)); }
+
+/* Lanes of a that are at most b's, as unsigned numbers. */
+static inline int at_most(__m256i a, __m256i b) {
+  return set_of(_mm256_cmpeq_epi32(_mm256_min_epu32(a, b), a));
+}
+
+/* Keys in [low, high] to `to`, in their order; returns how many. Up to 8 more are written, within n. */
+static int64_t keys_between(uint32_t *to, const uint32_t *keys, int64_t n, uint32_t low,
+                            uint32_t high) {
+  const __m256i base = _mm256_set1_epi32((int)low), span = _mm256_set1_epi32((int)(high - low));
+  int64_t kept = 0, i = 0;
+  for (; i + 8 <= n; i += 8) {
+    __m256i key = _mm256_loadu_si256((const __m256i *)(keys + i));
+    int inside = at_most(_mm256_sub_epi32(key, base), span);
+    _mm256_storeu_si256((__m256i *)(to + kept), compress(key, inside));
+    kept += __builtin_popcount((unsigned)inside);
+  }
+  for (; i < n; i++) {
+    to[kept] = keys[i]; /* counted or not: a branch here would be taken at random */
+    kept += keys[i] - low <= high - low;
+  }
+  return kept;
+}
+
+/* Of a set's lanes the first `*ties`. */
+static inline int first_ties(int equal, int64_t *ties) {
+  while (__builtin_popcount((unsigned)equal) > *ties) {
+    equal &= ~(1 << (31 - __builtin_clz((unsigned)equal)));
+  }
+  *ties -= __builtin_popcount((unsigned)equal);
+  return equal;
+}
+
+/* Which of 8 keys are selected. */
+static inline int selected(const uint32_t *keys, __m256i key, int64_t *ties) {
+  __m256i here = _mm256_loadu_si256((const __m256i *)keys);
+  int taken = at_most(here, key), equal = set_of(_mm256_cmpeq_epi32(here, key));
+  return equal == 0 ? taken : (taken & ~equal) | first_ties(equal, ties);
+}
+
+static void keep_row(const spt_kept_row *row, spt_selection most) {
+  const __m256i key = _mm256_set1_epi32((int)most.key);
+  int64_t kept = 0, i = 0;
+  /* Eight are written whatever is taken, so the last few go one by one. */
+  for (; i + 8 <= row->n && kept + 8 <= row->k; i += 8) {
+    int taken = selected(row->keys + i, key, &most.ties);
+    __m128i lanes = _mm_cvtsi64_si128((long long)lanes_of[taken]);
+    __m256i first = _mm256_set1_epi64x(row->first + i);
+    __m256i *to = (__m256i *)(row->indices + kept);
+    _mm256_storeu_si256(to, _mm256_add_epi64(_mm256_cvtepu8_epi64(lanes), first));
+    lanes = _mm_srli_epi64(lanes, 32);
+    _mm256_storeu_si256(to + 1, _mm256_add_epi64(_mm256_cvtepu8_epi64(lanes), first));
+    if (row->values != NULL) {
+      __m256i words = _mm256_loadu_si256((const __m256i *)(row->scores + i));
+      _mm256_storeu_si256((__m256i *)(row->values + kept), compress(words, taken));
+    }
+    kept += __builtin_popcount((unsigned)taken);
+  }
+  while (kept < row->k) {
+    bool whole = i + 8 <= row->n;
+    int taken =
+        whole ? selected(row->keys + i, key, &most.ties) : spt_is_selected(&most, row->keys[i]);
+    for (; taken != 0; taken &= taken - 1, kept++) {
+      int64_t at = i + __builtin_ctz((unsigned)taken);
+      row->indices[kept] = row->first + at;
+      if (row->values != NULL) {
+        row->values[kept] = row->scores[at];
+      }
+    }
+    i += whole ? 8 : 1;
+  }
+}
 #else
 static int64_t keys_between(uint32_t *to, const uint32_t *keys, int64_t n, uint32_t low,
                             uint32_t high) {
