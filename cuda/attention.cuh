@@ -182,12 +182,12 @@ static __device__ __forceinline__ float spt_pair_score(const spt_attention_view 
 static __device__ __forceinline__ uint32_t spt_kept_quad(const spt_pair_dropout &d,
                                                          int64_t sequence, int64_t head,
                                                          int64_t query, int64_t quad) {
-  uint32_t c[4] = {(uint32_t)quad, (uint32_t)query, (uint32_t)head, (uint32_t)sequence};
-  spt_philox(c, d.seed);
+  spt_philox_counter words = spt_philox_of_keys(d.seed, (uint32_t)quad, (uint32_t)query,
+                                                (uint32_t)head, (uint32_t)sequence);
   uint32_t kept = 0;
 #pragma unroll
   for (int w = 0; w < 4; w++) {
-    kept |= (uint32_t)(c[w] >= d.threshold) << w;
+    kept |= (uint32_t)(words.word[w] >= d.threshold) << w;
   }
   return kept;
 }
