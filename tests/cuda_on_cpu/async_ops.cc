@@ -1,0 +1,51 @@
+/* async_ops.cc: copies into shared memory that wait for their wait. */
+#include "async_ops.h"
+
+#include <string.h>
+
+#include "block.h"
+#include "emulator.h"
+#include "watch.h"
+
+using emulated::AsyncCopies;
+using emulated::AsyncCopy;
+
+static void complete(const AsyncCopy &copy) {
+  emulated::watch_range(copy.to, copy.bytes, true);
+  memcpy(copy.to, copy.from, copy.used);
+  memset((char *)copy.to + copy.used, 0, copy.bytes - copy.used);
+}
+
+void spt_emulated_copy_async(void *shared, const void *global, unsigned bytes, unsigned used) {
+  uintptr_t to = (uintptr_t)shared, from = (uintptr_t)global;
+  uintptr_t memory = (uintptr_t)spt_emulated_shared_memory;
+  if (to < memory || to + bytes > memory + emulated::shared_bytes()) {
+    emulated::refuse("cp.async writes outside shared memory");
+  }
+  if (to % bytes != 0 || from % bytes != 0) {
+    emulated::refuse(emulated::say(
+        "cp.async of %u bytes from or to an address that is no multiple of that", bytes));
+  }
+  if (used > bytes) {
+    emulated::refuse(emulated::say("cp.async of %u bytes reads %u", bytes, used));
+  }
+  emulated::watch_range(global, used, false);
+  AsyncCopies &mine = emulated::running_copies();
+  mine.copies.push_back({shared, global, bytes, used, mine.committed});
+}
+
+void spt_emulated_copy_commit() { emulated::running_copies().committed++; }
+
+void spt_emulated_copy_wait(unsigned pending) {
+  AsyncCopies &mine = emulated::running_copies();
+  size_t n = 0;
+  for (; n < mine.copies.size() && mine.copies[n].group + pending < mine.committed; n++) {
+    complete(mine.copies[n]);
+  }
+  mine.copies.erase(mine.copies.begin(), mine.copies.begin() + (ptrdiff_t)n);
+}
+
+void spt_emulated_copy_wait_all() {
+  spt_emulated_copy_commit();
+  spt_emulated_copy_wait(0);
+}
