@@ -92,7 +92,8 @@ __global__ void copy_turned_kernel(const TX *x, TY *y, copy_axes a, int64_t tile
     find(a, last - 1, tiles, t / across / down, &from, &to);
     for (int c = first; c < TILE; c += TILE_ROWS) {
       if (row + lane < rows && col + c < cols) {
-        tile[c * (TILE + 1) + lane] = x[from + (row + lane) * a.x[last - 1] + (col + c) * a.x[last]];
+        tile[c * (TILE + 1) + lane] =
+            x[from + (row + lane) * a.x[last - 1] + (col + c) * a.x[last]];
       }
     }
     __syncthreads();

@@ -65,8 +65,7 @@ struct spt_any_view {
   int64_t step;
   int32_t dtype;
 
-  spt_any_view(const spt_tensor &t, int axes)
-      : view(t), step(0), dtype(t.dtype) {
+  spt_any_view(const spt_tensor &t, int axes) : view(t), step(0), dtype(t.dtype) {
     int64_t size = spt_storage_bytes(t.dtype);
     for (int i = 0; i < t.ndim; i++) {
       view.stride[i] *= size;
