@@ -92,6 +92,29 @@ static __device__ __forceinline__ void spt_store(T *p, float value) {
   *p = spt_round_to((T *)nullptr, value);
 }
 
+/* Two neighbours as they lie in memory, the first in the low half: T is spt_half or spt_bfloat. One
+ * instruction from sm_80 on. */
+template <typename T>
+static __device__ __forceinline__ uint32_t spt_pack_pair(float first, float second);
+#if defined(SPT_CUDA_ON_CPU)
+template <typename T>
+static inline uint32_t spt_pack_pair(float first, float second) {
+  T *type = nullptr;
+  return (uint32_t)spt_round_to(type, second).bits << 16 | spt_round_to(type, first).bits;
+}
+#else
+template <>
+__device__ __forceinline__ uint32_t spt_pack_pair<spt_half>(float first, float second) {
+  __half2 pair = __floats2half2_rn(first, second);
+  return *reinterpret_cast<const uint32_t *>(&pair);
+}
+template <>
+__device__ __forceinline__ uint32_t spt_pack_pair<spt_bfloat>(float first, float second) {
+  __nv_bfloat162 pair = __floats2bfloat162_rn(first, second);
+  return *reinterpret_cast<const uint32_t *>(&pair);
+}
+#endif
+
 /* Runs `body` with `T` as the type that `dtype` stores. Launchers only. */
 #define SPT_WITH_STORAGE(dtype, T, ...) \
   do {                                  \
