@@ -16,15 +16,23 @@ static void complete(const AsyncCopy &copy) {
   memset((char *)copy.to + copy.used, 0, copy.bytes - copy.used);
 }
 
-void spt_emulated_copy_async(void *shared, const void *global, unsigned bytes, unsigned used) {
-  uintptr_t to = (uintptr_t)shared, from = (uintptr_t)global;
-  uintptr_t memory = (uintptr_t)spt_emulated_shared_memory;
-  if (to < memory || to + bytes > memory + emulated::shared_bytes()) {
-    emulated::refuse("cp.async writes outside shared memory");
+void spt_emulated_check_shared(const char *what, int lane, const void *data, unsigned bytes) {
+  uintptr_t at = (uintptr_t)data, memory = (uintptr_t)spt_emulated_shared_memory;
+  if (at < memory || at + bytes > memory + emulated::shared_bytes()) {
+    emulated::refuse(emulated::say("%s: lane %d names byte %td of %zu in shared memory", what, lane,
+                                   (ptrdiff_t)(at - memory), emulated::shared_bytes()));
   }
-  if (to % bytes != 0 || from % bytes != 0) {
-    emulated::refuse(emulated::say(
-        "cp.async of %u bytes from or to an address that is no multiple of that", bytes));
+  if (at % bytes != 0) {
+    emulated::refuse(
+        emulated::say("%s: lane %d names an address that is no multiple of %u", what, lane, bytes));
+  }
+}
+
+void spt_emulated_copy_async(void *shared, const void *global, unsigned bytes, unsigned used) {
+  spt_emulated_check_shared("cp.async", spt_emulated_lane(), shared, bytes);
+  if ((uintptr_t)global % bytes != 0) {
+    emulated::refuse(
+        emulated::say("cp.async of %u bytes from %p, which is no multiple of that", bytes, global));
   }
   if (used > bytes) {
     emulated::refuse(emulated::say("cp.async of %u bytes reads %u", bytes, used));

@@ -24,6 +24,8 @@ void spt_emulated_meet(const spt_emulated_site &, unsigned mask, void *brought,
 int spt_emulated_barrier(const spt_emulated_site &, bool predicate);
 int spt_emulated_lane();
 unsigned spt_emulated_live_lanes();
+/* Refuses what a lane names to be read or written, unless it is aligned and in shared memory. */
+void spt_emulated_check_shared(const char *what, int lane, const void *data, unsigned bytes);
 /* Ends the launch as failed; what follows the kernel's, block's and thread's names is the text. */
 [[noreturn]] void spt_emulated_refuse(const char *format, ...)
     __attribute__((format(printf, 1, 2)));
