@@ -10,9 +10,10 @@
 typedef struct spt_cuda_device {
   int ordinal;
   int sm_count;
-  int capability; /* 10 * major + minor */
+  int capability;       /* 10 * major + minor */
   int shared_per_block; /* bytes that a block may ask for */
   int l2_bytes;
+  int64_t memory; /* bytes in all */
 } spt_cuda_device;
 
 typedef struct spt_cuda_queue {
@@ -23,6 +24,35 @@ typedef struct spt_cuda_queue {
 } spt_cuda_queue;
 
 static inline spt_cuda_queue *spt_queue_of(void *state) { return (spt_cuda_queue *)state; }
+
+/* The calling thread works on this device until the end of the scope, then on the one it had. entry.cu
+ * does so around every slot. */
+class spt_on_device {
+ public:
+  explicit spt_on_device(int ordinal) : before_(ordinal) {
+    code_ = cudaGetDevice(&before_);
+    changed_ = code_ == cudaSuccess && before_ != ordinal;
+    if (changed_) {
+      code_ = cudaSetDevice(ordinal);
+    }
+  }
+  ~spt_on_device() {
+    if (changed_) {
+      (void)cudaSetDevice(before_);
+    }
+  }
+  spt_on_device(const spt_on_device &) = delete;
+  spt_on_device &operator=(const spt_on_device &) = delete;
+  SPT_WARN_UNUSED spt_status entered(const char *op, spt_error *err) const {
+    SPT_CUDA_TRY(op, "choosing the device", code_);
+    return SPT_OK;
+  }
+
+ private:
+  int before_;
+  bool changed_;
+  cudaError_t code_;
+};
 
 /* Device memory that is given back at the end of the scope. Stream order makes that safe: whoever gets
  * the piece next on this stream runs later. Pieces are aligned to 256 bytes. */

@@ -3,8 +3,8 @@
     python tests/cuda_on_cpu/build.py OUT_DIR [--only gelu.cu ...] [--sanitize | --watch]
 
 makes OUT_DIR/libspatile_cuda_on_cpu.so. One object per file stays in OUT_DIR; what did not change
-(sources, headers, flags) is not compiled again. Files that are not there yet are tolerated: slots.h's
-functions that no file defines are listed, and fail with "not built" when called.
+(sources, headers, flags) is not compiled again. Files that are not there yet are tolerated:
+functions that no file defines are listed, and abort with "not built" when called.
 """
 
 from __future__ import annotations
@@ -20,7 +20,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-CUDA = HERE.parents[1] / "cuda"
+ROOT = HERE.parents[1]
+CUDA = ROOT / "cuda"
+# What the core and the CUDA backend share.
+SHARED = [ROOT / "csrc" / name for name in ("status.c", "encoder_cost.c")]
+STATUS = HERE.parents[1] / "csrc" / "status.c"  # spt_fail and the dtypes, which both libraries hold
 NAME = "libspatile_cuda_on_cpu.so"
 
 WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unused-function", "-Wno-unknown-pragmas"]
@@ -35,7 +39,8 @@ def compiler() -> list[str]:
 
 def flags(*, sanitize: bool, watch: bool, optimise: str) -> list[str]:
     found = [
-        *("-std=c++17", "-g", optimise, "-fPIC", "-pthread", "-fvisibility=hidden", *WARNINGS),
+        *("-g", optimise, f"-fmacro-prefix-map={ROOT}/=", "-fPIC", "-pthread"),
+        *("-fvisibility=hidden", *WARNINGS),
         *("-DSPT_CUDA_ON_CPU", f"-I{HERE}", f"-I{CUDA}"),
     ]
     if "x86" in os.uname().machine or os.uname().machine == "amd64":
@@ -58,8 +63,11 @@ def compile_one(source: Path, out: Path, options: list[str]) -> tuple[Path, str 
     """The object, and what the compiler said if it failed."""
     target = out / (source.stem + "-" + hashlib.sha1(str(source).encode()).hexdigest()[:6] + ".o")
     own = [option for option in options if option not in WATCH[:1] or source.suffix == ".cu"]
-    command = [*compiler(), *own, "-MMD", "-MF", str(target.with_suffix(".d"))]
-    command += ["-x", "c++", "-c", str(source), "-o", str(target)]
+    if source.suffix == ".c":
+        command = [*shlex.split(os.environ.get("CC", "gcc")), *own, "-std=gnu11"]
+    else:
+        command = [*compiler(), *own, "-std=c++17", "-x", "c++"]
+    command += ["-MMD", "-MF", str(target.with_suffix(".d")), "-c", str(source), "-o", str(target)]
     line = shlex.join(command)
     if up_to_date(target, line):
         return target, None
@@ -87,9 +95,10 @@ def missing(objects: list[Path]) -> list[str]:
 def stand_ins(names: list[str], out: Path) -> Path:
     """A file that defines them all, so that the library loads."""
     text = "#include <stdio.h>\n#include <stdlib.h>\n"
+    text += '#define SAY(name) fputs("cuda_on_cpu: " name ": not built\\n", stderr), abort()\n'
     for i, name in enumerate(names):
         text += f'extern "C" void missing{i}() __asm__("{name}");\n'
-        text += f'void missing{i}() {{ fputs("cuda_on_cpu: {name}: not built\\n", stderr); abort(); }}\n'
+        text += f'void missing{i}() {{ SAY("{name}"); }}\n'
     path = out / "not_built.cc"
     if not path.exists() or path.read_text() != text:
         path.write_text(text)
@@ -107,10 +116,10 @@ def build(
     keep_going: bool = False,
     name: str = NAME,
 ) -> Path:
-    """Compiles `sources` and the emulation, links them; raises RuntimeError with the compiler's words."""
+    """Compiles `sources` and the emulation, links them; RuntimeError has the compiler's words."""
     out.mkdir(parents=True, exist_ok=True)
     options = flags(sanitize=sanitize, watch=watch, optimise=optimise)
-    every = [*sorted(HERE.glob("*.cc")), *sources]
+    every = list(dict.fromkeys([*sorted(HERE.glob("*.cc")), STATUS, *sources]))
     with ThreadPoolExecutor(jobs) as pool:
         made = list(pool.map(lambda source: compile_one(source, out, options), every))
     wrong = [said for _, said in made if said is not None]
@@ -122,7 +131,7 @@ def build(
     absent = missing(objects)
     if absent:
         print("not built:", *absent)
-        target, said = compile_one(stand_ins(absent, out), out, options[:1] + ["-fPIC"])
+        target, said = compile_one(stand_ins(absent, out), out, [*options[:1], "-fPIC"])
         if said is not None:
             raise RuntimeError(said)
         objects.append(target)
@@ -159,7 +168,7 @@ def main() -> int:
     try:
         library = build(
             arguments.out.resolve(),
-            [source for source in sources if source.exists()],
+            [source for source in sources + SHARED if source.exists()],
             sanitize=arguments.sanitize,
             watch=arguments.watch,
             optimise=arguments.optimise,

@@ -47,7 +47,7 @@ class SparseMatrix:
                 array.setflags(write=False)
         i = self.index
         if self.is_csr:
-            capsule = _core.csr(*self.shape, i["row_ptr"], i["col"], self.values)
+            capsule = _core.csr(*self.shape, i["row_ptr"], i["col"], self.values, -1)
         else:
             values = self.values
             if self.dtype != "float32":
@@ -58,7 +58,7 @@ class SparseMatrix:
                 values = values.view(np.uint16)
             capsule = _core.strips(
                 *self.shape, i["run_ptr"], i["value_ptr"], i["run_start"], i["run_len"],
-                values, i["rows"], self.dtype,
+                values, i["rows"], self.dtype, -1,
             )  # fmt: skip
         object.__setattr__(self, "_capsule", capsule)
 
