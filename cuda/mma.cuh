@@ -35,17 +35,6 @@ struct spt_emulated_mma {
   uint32_t a[4], b[2];
 };
 
-/* c += a b over k: products are exact in float32's FMA, sums are rounded after each. */
-template <int K>
-static void spt_emulated_multiply(float (*c)[8], const float (*a)[K], const float (*b)[8]) {
-  for (int row = 0; row < 16; row++) {
-    for (int k = 0; k < K; k++) {
-      for (int col = 0; col < 8; col++) {
-        c[row][col] += a[row][k] * b[k][col];
-      }
-    }
-  }
-}
 static inline void spt_emulated_sums_in(float (*c)[8], spt_emulated_mma *const *lanes) {
   for (int lane = 0; lane < 32; lane++) {
     for (int i = 0; i < 4; i++) {
@@ -79,7 +68,7 @@ static void spt_emulated_combine_16x8x16(void *const brought[32], unsigned) {
     }
   }
   spt_emulated_sums_in(c, lanes);
-  spt_emulated_multiply<16>(c, a, b);
+  spt_emulated_multiply(c, &a[0][0], b, 16);
   spt_emulated_sums_out(lanes, c);
 }
 
@@ -96,7 +85,7 @@ static inline void spt_emulated_combine_16x8x8(void *const brought[32], unsigned
     }
   }
   spt_emulated_sums_in(c, lanes);
-  spt_emulated_multiply<8>(c, a, b);
+  spt_emulated_multiply(c, &a[0][0], b, 8);
   spt_emulated_sums_out(lanes, c);
 }
 

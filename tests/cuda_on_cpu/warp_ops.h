@@ -30,6 +30,9 @@ void spt_emulated_check_shared(const char *what, int lane, const void *data, uns
 [[noreturn]] void spt_emulated_refuse(const char *format, ...)
     __attribute__((format(printf, 1, 2)));
 
+/* What mma.cuh's products are on the CPU: c (16, 8) += a (16, depth) b (depth, 8). */
+void spt_emulated_multiply(float (*c)[8], const float *a, const float (*b)[8], int depth);
+
 #define SPT_SITE const char *file = __builtin_FILE(), int line = __builtin_LINE()
 
 static inline void __syncthreads(SPT_SITE) {
