@@ -92,8 +92,8 @@ static PyMethodDef methods[] = {
                   "seed)"),
     SPT_PY_METHOD(strips,
                   "strips(out, in, run_ptr, value_ptr, run_start, run_len, values, rows, "
-                  "dtype, gpu)"),
-    SPT_PY_METHOD(csr, "csr(out, in, row_ptr, col, values, gpu)"),
+                  "dtype[, gpu])"),
+    SPT_PY_METHOD(csr, "csr(out, in, row_ptr, col, values[, gpu])"),
     SPT_PY_METHOD(to_device, "to_device(x, gpu): a copy there"),
     SPT_PY_METHOD(from_device, "from_device(x): a view of an array that is on a GPU"),
     SPT_PY_METHOD(device_empty, "device_empty(shape, dtype, gpu)"),

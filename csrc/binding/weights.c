@@ -182,10 +182,10 @@ spt_status spt_py_prepared(PyObject *capsule, spt_device *device, bool index_onl
 }
 
 /* strips(out, in, run_ptr, value_ptr, run_start, run_len, values, rows or None,
- *        the values' dtype, the GPU that they are moved to or -1); values in 16 bits come as uint16 */
+ *        the values' dtype[, the GPU that they are moved to or -1]); values in 16 bits come as uint16 */
 PyObject *spt_py_strips(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
   (void)self;
-  if (spt_py_check_count("strips", nargs, 10) < 0) {
+  if (nargs != 9 && spt_py_check_count("strips", nargs, 10) < 0) {
     return NULL;
   }
   int64_t out, in;
@@ -196,7 +196,7 @@ PyObject *spt_py_strips(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
   if (dtype == NULL) {
     return NULL;
   }
-  int ordinal = (int)PyLong_AsLong(args[9]);
+  int ordinal = nargs == 10 ? (int)PyLong_AsLong(args[9]) : -1;
   if (PyErr_Occurred()) {
     return NULL;
   }
@@ -243,17 +243,17 @@ PyObject *spt_py_strips(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
   return wrap(p, SPT_PY_STRIPS, fault_in_strips(&p->weight.strips, n_runs));
 }
 
-/* csr(out, in, row_ptr, col, values, the GPU that they are moved to or -1) */
+/* csr(out, in, row_ptr, col, values[, the GPU that they are moved to or -1]) */
 PyObject *spt_py_csr(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
   (void)self;
-  if (spt_py_check_count("csr", nargs, 6) < 0) {
+  if (nargs != 5 && spt_py_check_count("csr", nargs, 6) < 0) {
     return NULL;
   }
   int64_t out, in;
   if (shape_of(args, &out, &in) < 0) {
     return NULL;
   }
-  int ordinal = (int)PyLong_AsLong(args[5]);
+  int ordinal = nargs == 6 ? (int)PyLong_AsLong(args[5]) : -1;
   if (PyErr_Occurred()) {
     return NULL;
   }
