@@ -85,13 +85,6 @@ static spt_status find_stats(spt_cuda_queue *queue, spt_scratch *scratch, spt_ba
   return SPT_OK;
 }
 
-/* Whether each row of `width` features is one of neighbours, a multiple of 16 bytes, from such. */
-static bool is_wide(const spt_heads *x, int64_t width) {
-  int64_t n = 16 / (int64_t)spt_dtype_size(x->dtype);
-  return (uintptr_t)x->data % 16 == 0 && x->feature == 1 && width % n == 0 && x->token % n == 0 &&
-         x->head % n == 0 && x->sequence % n == 0;
-}
-
 static spt_status run_side(spt_cuda_queue *queue, const spt_backward *b, bool keys, spt_dtype dtype,
                            spt_error *err) {
   if (dtype == SPT_F32 && spt_backward_floats_fits(queue, b)) {
@@ -118,8 +111,8 @@ spt_status spt_cuda_attention_backward(void *state, const spt_attention_backward
   b.dq = p->dq;
   b.dk = p->dk;
   b.dv = p->dv;
-  b.wide =
-      is_wide(&b.q, f->d) && is_wide(&b.k, f->d) && is_wide(&b.v, f->dv) && is_wide(&b.grad, f->dv);
+  b.wide = spt_rows_are_wide(b.q, f->d) && spt_rows_are_wide(b.k, f->d) &&
+           spt_rows_are_wide(b.v, f->dv) && spt_rows_are_wide(b.grad, f->dv);
   SPT_TRY(find_stats(queue, &scratch, &b, p, err));
   if (b.dk.data != NULL || b.dv.data != NULL) {
     SPT_TRY(run_side(queue, &b, true, f->q.dtype, err));

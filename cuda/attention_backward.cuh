@@ -111,30 +111,26 @@ static __device__ __forceinline__ bool spt_window_has(const spt_attention_view &
          key <= spt_last_key(v, s, query);
 }
 
-/* kept: K of the pair. lse and delta are the query's. */
+/* Of a pair that is not hidden, but by an lse of -inf. `kept` is K; lse and delta are the query's.
+ * Where p is 0 nothing is multiplied: what the pair holds may be NaN. */
+static __device__ __forceinline__ spt_pair_gradient spt_gradient_of_seen(float score, float dp,
+                                                                         float lse, float delta,
+                                                                         float kept) {
+  float p = lse == -INFINITY ? 0.0f : exp2f((score - lse) * 1.44269504f);
+  spt_pair_gradient result = {p * kept, p == 0.0f ? 0.0f : p * (dp * kept - delta)};
+  return result;
+}
+
 static __device__ __forceinline__ spt_pair_gradient
 spt_gradient_of_pair(const spt_attention_view &v, const spt_span &s, int64_t head, int64_t query,
                      int64_t key, float product, float dp, float lse, float delta, float kept) {
-  bool seen = lse != -INFINITY && spt_window_has(v, s, query, key);
   float score = product * v.scale;
+  bool seen = spt_window_has(v, s, query, key);
   if (seen && (v.mask.data != NULL || v.bias.data != NULL)) {
     score = spt_pair_score(v, s.number, head, query, key, score);
     seen = score != -INFINITY;
   }
-  float p = exp2f((score - lse) * 1.44269504f);
-  /* Selected, not multiplied: what a hidden pair holds may be NaN. */
-  spt_pair_gradient result = {seen ? p * kept : 0.0f, seen ? p * (dp * kept - delta) : 0.0f};
-  return result;
-}
-
-/* Whether every query of a tile sees every key of it, so that its pairs need no looking at. */
-static __device__ __forceinline__ bool spt_tile_is_open(const spt_attention_view &v,
-                                                        const spt_span &s, int64_t query,
-                                                        int64_t queries, int64_t key,
-                                                        int64_t keys) {
-  return v.mask.data == NULL && v.bias.data == NULL && query + queries <= s.queries &&
-         key + keys <= s.keys && key >= spt_first_key(v, s, query + queries - 1) &&
-         key + keys - 1 <= spt_last_key(v, s, query);
+  return seen ? spt_gradient_of_seen(score, dp, lse, delta, kept) : spt_pair_gradient{0.0f, 0.0f};
 }
 
 /* Dropout of a tile, drawn once: kept[key / 4 * QUERIES + query] is spt_kept_quad. The tile's first key
@@ -172,6 +168,13 @@ static __device__ __forceinline__ void spt_load_stats(float *lse, float *delta,
 }
 
 /* ---- launchers ----------------------------------------------------------------------------------- */
+
+/* Whether each row of `width` features is one of neighbours, a multiple of 16 bytes, from such. */
+static inline bool spt_rows_are_wide(const spt_heads &x, int64_t width) {
+  int64_t n = x.dtype == SPT_F32 ? 4 : 8;
+  return (uintptr_t)x.data % 16 == 0 && x.feature == 1 && width % n == 0 && x.token % n == 0 &&
+         x.head % n == 0 && x.sequence % n == 0;
+}
 
 /* Each gives dk and dv, or dq, of those that are wanted. */
 SPT_WARN_UNUSED spt_status spt_backward_simple(spt_cuda_queue *, const spt_backward *, bool keys,
