@@ -73,7 +73,7 @@ struct tensor_engine {
   int tile, end;
 
   __device__ __forceinline__ void fetch(const strips_args &a, int slot, int i) {
-    at[slot].block = NO_BLOCK;
+    at[slot] = {NO_BLOCK, SPT_WHOLE_TILE};
     if (i < end) {
       at[slot] = a.at[i];
       weights[slot] = __ldg(reinterpret_cast<const uint4 *>(a.tiles) + (int64_t)i * SPT_WARP +
@@ -191,7 +191,7 @@ struct float_engine {
   int tile, end;
 
   __device__ __forceinline__ void fetch(const strips_args &a, int i) {
-    at.block = NO_BLOCK;
+    at = {NO_BLOCK, SPT_WHOLE_TILE};
     if (i < end) {
       at = a.at[i];
       const float4 *from = reinterpret_cast<const float4 *>(a.tiles) + (int64_t)i * 2 * SPT_WARP;

@@ -18,14 +18,15 @@ struct value_source {
   bool dense;                /* (out, in) by strides in bytes, or (kept columns, 16) */
   int64_t row, col;
   const int32_t *rows, *columns; /* the strips' */
-  int64_t out, columns_in_use;
+  int64_t out, width;
 };
 
 /* Element (r, k) of tile i: column k is the mask's popc(lower bits)-th of the tile. */
 static __device__ __forceinline__ float value_at(const value_source &from, const spt_tile_at &at,
                                                  int64_t strip, int64_t column, int r, int k) {
   int64_t row = strip * SPT_TILE + r, col = (int64_t)at.block * SPT_TILE + k;
-  if ((at.mask >> k & 1) == 0 || col >= from.columns_in_use) {
+  if ((at.mask >> k & 1) == 0 || col >= from.width ||
+      (from.columns != NULL && from.columns[col] < 0)) {
     return 0.0f;
   }
   if (from.rows != NULL) {
@@ -110,7 +111,7 @@ static spt_status make_tiles(spt_cuda_queue *queue, const char *op, const spt_gp
   from.rows = f->rows;
   from.columns = f->columns;
   from.out = f->out;
-  from.columns_in_use = f->width;
+  from.width = f->width;
   SPT_WITH_STORAGE(dtype, T, {
     SPT_LAUNCH(op, tiles_kernel<T>, grid_for(queue, f->n_tiles), TILE_THREADS, 0, queue->stream,
                from, f->at, w->strip, w->column, f->n_tiles, static_cast<T *>(tiles));
