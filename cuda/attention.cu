@@ -153,8 +153,9 @@ spt_status spt_attention_view_of(spt_cuda_queue *queue, spt_scratch *scratch, co
 }
 
 static void describe(const spt_cuda_queue *queue, const spt_attention_problem *p,
-                     spt_attention_shape *s) {
+                     const spt_attend *a, spt_attention_shape *s) {
   s->floats = p->q.dtype == SPT_F32;
+  s->extras = spt_has_extras(a);
   s->d = p->d;
   s->dv = p->dv;
   s->heads = p->heads;
@@ -249,7 +250,7 @@ spt_status spt_cuda_attention_run(spt_cuda_queue *queue, const spt_attention_pro
     a.head = run->head;
   }
   spt_attention_shape shape = {};
-  describe(queue, p, &shape);
+  describe(queue, p, &a, &shape);
   spt_attention_plan plan = spt_plan_attention(&shape, getenv("SPATILE_CUDA_ATTENTION"));
   int64_t slots = spt_query_slots(a.view, plan.tile);
   bool importance = p->token_importance.data != NULL;

@@ -155,25 +155,42 @@ static __device__ __forceinline__ void float_softmax(
   }
 }
 
-/* Weights to where the group reads them, zeros where dropout hits. Four neighbouring threads have the same
- * four keys: each asks for a quarter of the rows. */
+/* Zeros where dropout hits. Four neighbouring threads have the same four keys: each asks for every fourth
+ * row, and the others are told. */
+template <int WIDTH, int ROWS>
+static __device__ __forceinline__ void float_drop(float (&s)[ROWS][float_memory<WIDTH, ROWS>::EACH],
+                                                  const spt_attend &a, const spt_attend_block &b,
+                                                  const float_limits &l, int64_t key) {
+  typedef float_memory<WIDTH, ROWS> shape;
+  int lane = threadIdx.x % SPT_WARP, mine = lane % 4;
+#pragma unroll
+  for (int e = 0; e < shape::EACH; e++) {
+    int64_t quad = (key + lane % FLOAT_GROUP + e * FLOAT_GROUP) / 4;
+#pragma unroll
+    for (int first = 0; first < ROWS; first += 4) {
+      uint32_t asked =
+          spt_kept_quad(a.view.dropout, b.s.number, b.head, b.first + l.row + first + mine, quad);
+#pragma unroll
+      for (int r = first; r < first + 4 && r < ROWS; r++) {
+        uint32_t kept = __shfl_sync(SPT_ALL_LANES, asked, lane - mine + r - first);
+        s[r][e] = (kept >> mine & 1) != 0 ? s[r][e] : 0.0f;
+      }
+    }
+  }
+}
+
+/* Weights to where the group reads them. */
 template <int WIDTH, int ROWS>
 static __device__ __forceinline__ void float_weights(
-    float (&s)[ROWS][float_memory<WIDTH, ROWS>::EACH], float *weights, const spt_attend &a,
-    const spt_attend_block &b, const float_limits &l, int64_t key) {
+    const float (&s)[ROWS][float_memory<WIDTH, ROWS>::EACH], float *weights,
+    const float_limits &l) {
   typedef float_memory<WIDTH, ROWS> shape;
   int thread = threadIdx.x % FLOAT_GROUP;
 #pragma unroll
   for (int r = 0; r < ROWS; r++) {
 #pragma unroll
     for (int e = 0; e < shape::EACH; e++) {
-      int column = thread + e * FLOAT_GROUP;
-      float weight = s[r][e];
-      if (a.view.dropout.on &&
-          !spt_keeps_pair(a.view.dropout, b.s.number, b.head, b.first + l.row + r, key + column)) {
-        weight = 0.0f;
-      }
-      weights[(l.row + r) * shape::WEIGHT_PITCH + column] = weight;
+      weights[(l.row + r) * shape::WEIGHT_PITCH + thread + e * FLOAT_GROUP] = s[r][e];
     }
   }
   __syncwarp();
@@ -330,6 +347,7 @@ __global__ void __launch_bounds__(FLOAT_THREADS) attend_floats_kernel(spt_attend
     spt_store_nothing(a, b);
     return;
   }
+  begin = begin / FLOAT_GROUP * FLOAT_GROUP; /* dropout goes by four keys */
   float_memory<WIDTH, ROWS> m(shared, (size_t)floats);
   float_limits l = {(int)threadIdx.x / FLOAT_GROUP * ROWS, 0, 0};
   l.first = spt_first_key(a.view, b.s, b.first + l.row);
@@ -362,7 +380,10 @@ __global__ void __launch_bounds__(FLOAT_THREADS) attend_floats_kernel(spt_attend
     float s[ROWS][shape::EACH];
     float_scores<WIDTH, ROWS>(s, m.q, m.k, a, b, l, key);
     float_softmax<WIDTH, ROWS>(s, state);
-    float_weights<WIDTH, ROWS>(s, m.weights, a, b, l, key);
+    if (a.view.dropout.on) {
+      float_drop<WIDTH, ROWS>(s, a, b, l, key);
+    }
+    float_weights<WIDTH, ROWS>(s, m.weights, l);
     spt_cp_async_wait<0>();
     __syncthreads(); /* v is here, and nobody reads k */
     if (key + shape::KEYS < end) {
@@ -400,9 +421,10 @@ static spt_status launch_floats(spt_cuda_queue *queue, const spt_attend *a,
 template <int WIDTH>
 static spt_status floats_by_rows(spt_cuda_queue *queue, const spt_attend *a,
                                  const spt_attention_plan *p, int64_t slots, spt_error *err) {
+  const int most = WIDTH > 128 ? 4 : 8;
   switch (p->tile / SPT_FLOAT_GROUPS) {
     case 8:
-      return launch_floats < WIDTH, WIDTH > 128 ? 4 : 8 > (queue, a, p, slots, err);
+      return launch_floats<WIDTH, most>(queue, a, p, slots, err);
     case 4:
       return launch_floats<WIDTH, 4>(queue, a, p, slots, err);
     default:

@@ -92,12 +92,48 @@ static __device__ __forceinline__ spt_lane_limits spt_limits_of(const spt_attend
   return l;
 }
 
-/* A tile of 8 keys from `key` on: -inf where hidden. Raw products stay so without a mask and a bias
- * (EXTRAS), else they become scores. */
+/* Mask and bias of a lane's two queries, at the warp's first key. */
+struct spt_lane_pairs {
+  const uint8_t *mask[2];
+  int64_t bias[2];
+};
+
+static __device__ __forceinline__ spt_lane_pairs spt_pairs_of(const spt_attend &a,
+                                                              const spt_attend_block &b, int row,
+                                                              int64_t first_key) {
+  spt_lane_pairs pairs;
+#pragma unroll
+  for (int i = 0; i < 2; i++) {
+    int64_t query = b.first + row + threadIdx.x % SPT_WARP / 4 + 8 * i;
+    const uint8_t *mask = static_cast<const uint8_t *>(a.view.mask.data);
+    int64_t at = spt_pair_offset(a.view.mask, b.s.number, b.head, query, first_key);
+    pairs.mask[i] = mask != NULL ? mask + at : NULL;
+    pairs.bias[i] = spt_pair_offset(a.view.bias, b.s.number, b.head, query, first_key);
+  }
+  return pairs;
+}
+
+/* As spt_pair_score: a score with its bias, or -inf where that or the mask hides it. */
+static __device__ __forceinline__ float spt_lane_score(const spt_attend &a,
+                                                       const spt_lane_pairs &pairs, int i, int key,
+                                                       float score) {
+  if (pairs.mask[i] != NULL && pairs.mask[i][key * a.view.mask.key] == 0) {
+    return -INFINITY;
+  }
+  if (a.view.bias.data == NULL) {
+    return score;
+  }
+  float bias = spt_pair_value(a.view.bias, pairs.bias[i] + key * a.view.bias.key);
+  return bias == -INFINITY ? -INFINITY : score + bias;
+}
+
+/* A tile of 8 keys, from the warp's `key` on: -inf where hidden. Raw products stay so without a mask and a
+ * bias (EXTRAS), else they become scores. */
 template <bool EXTRAS>
-static __device__ __forceinline__ void spt_limit_tile(float (&s)[4], int key, int64_t first_key,
-                                                      const spt_lane_limits &l, const spt_attend &a,
-                                                      const spt_attend_block &b, int row) {
+static __device__ __forceinline__ void spt_limit_tile(float (&s)[4], int key,
+                                                      const spt_lane_limits &l,
+                                                      const spt_lane_pairs &pairs,
+                                                      const spt_attend &a) {
   int column = key + threadIdx.x % 4 * 2;
 #pragma unroll
   for (int i = 0; i < 4; i++) {
@@ -105,22 +141,29 @@ static __device__ __forceinline__ void spt_limit_tile(float (&s)[4], int key, in
     if (j < l.low[i / 2] || j > l.high[i / 2]) {
       s[i] = -INFINITY;
     } else if (EXTRAS) {
-      int64_t query = b.first + row + threadIdx.x % SPT_WARP / 4 + i / 2 * 8;
-      s[i] = spt_pair_score(a.view, b.s.number, b.head, query, first_key + j,
-                            s[i] * fabsf(a.view.scale));
+      s[i] = spt_lane_score(a, pairs, i / 2, j, s[i] * fabsf(a.view.scale));
     }
   }
 }
 
-/* Both tiles of 16 keys, but those that all rows see. */
-template <bool EXTRAS>
-static __device__ __forceinline__ void spt_limit_step(float (&left)[4], float (&right)[4], int key,
-                                                      int64_t first_key, const spt_lane_limits &l,
-                                                      const spt_attend &a,
-                                                      const spt_attend_block &b, int row) {
-  if (EXTRAS || key < l.low_all || key + 15 > l.high_all) {
-    spt_limit_tile<EXTRAS>(left, key, first_key, l, a, b, row);
-    spt_limit_tile<EXTRAS>(right, key + 8, first_key, l, a, b, row);
+/* Scores s (16, KEYS) of a warp's queries from `row` on and the keys from `first_key` on, in 16 at a time of
+ * which there are `steps`: but for those that all rows see. */
+template <bool EXTRAS, int TILES>
+static __device__ __forceinline__ void spt_limit_scores(float (&s)[TILES][4], int steps,
+                                                        const spt_attend &a,
+                                                        const spt_attend_block &b, int row,
+                                                        int64_t first_key) {
+  spt_lane_limits l = spt_limits_of(a, b, row, first_key, 8 * TILES);
+  spt_lane_pairs pairs = {};
+  if (EXTRAS) {
+    pairs = spt_pairs_of(a, b, row, first_key);
+  }
+#pragma unroll
+  for (int t = 0; t < TILES; t += 2) {
+    if (t / 2 < steps && (EXTRAS || 8 * t < l.low_all || 8 * t + 15 > l.high_all)) {
+      spt_limit_tile<EXTRAS>(s[t], 8 * t, l, pairs, a);
+      spt_limit_tile<EXTRAS>(s[t + 1], 8 * t + 8, l, pairs, a);
+    }
   }
 }
 

@@ -20,6 +20,7 @@ typedef enum spt_attention_form {
 
 typedef struct spt_attention_shape {
   bool floats; /* float32, else 16 bits */
+  bool extras; /* pairs are looked at one by one */
   int64_t d, dv, heads, sequences;
   int64_t rows;        /* queries of all sequences */
   int64_t most_keys;   /* of any */
@@ -38,6 +39,7 @@ typedef struct spt_attention_plan {
 } spt_attention_plan;
 
 #define SPT_SIMPLE_TILE 4
+#define SPT_KEYS_IN_INT (1 << 30)
 #define SPT_MMA 16 /* queries, keys or features of one product */
 
 static __host__ __device__ inline int spt_round_up(int64_t n, int unit) {
@@ -122,7 +124,8 @@ static inline bool spt_plan_streaming(const spt_attention_shape *s, spt_attentio
   p->form = SPT_ATTEND_STREAMING;
   p->width = spt_template_width(s);
   p->keys = spt_stream_keys(p->width);
-  for (int tiles = p->width > 64 ? 1 : 2; tiles >= 1; tiles--) { /* of 16 queries, for each warp */
+  for (int tiles = p->width > 64 || s->extras ? 1 : 2; tiles >= 1;
+       tiles--) { /* of 16 queries, for each warp */
     p->tile = SPT_MMA * SPT_STREAM_WARPS * tiles;
     size_t rows = ((size_t)p->tile + 2 * (size_t)p->keys) * spt_half_pitch(p->width) * 2;
     size_t results = (size_t)p->tile * spt_result_pitch(p->width) * 4;
@@ -169,14 +172,14 @@ static inline bool spt_plan_floats(const spt_attention_shape *s, spt_attention_p
 static inline spt_attention_plan spt_plan_attention(const spt_attention_shape *s,
                                                     const char *only) {
   spt_attention_plan p = {};
-  bool any = only == NULL;
-  if ((any || strcmp(only, "whole_rows") == 0) && spt_plan_whole_rows(s, &p)) {
+  bool any = only == NULL || *only == 0, tiles = s->most_keys < SPT_KEYS_IN_INT;
+  if (tiles && (any || strcmp(only, "whole_rows") == 0) && spt_plan_whole_rows(s, &p)) {
     return p;
   }
-  if ((any || strcmp(only, "streaming") == 0) && spt_plan_streaming(s, &p)) {
+  if (tiles && (any || strcmp(only, "streaming") == 0) && spt_plan_streaming(s, &p)) {
     return p;
   }
-  if ((any || strcmp(only, "simple") != 0) && spt_plan_floats(s, &p)) {
+  if (tiles && (any || strcmp(only, "simple") != 0) && spt_plan_floats(s, &p)) {
     return p;
   }
   p = {};

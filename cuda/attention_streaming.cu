@@ -95,12 +95,7 @@ static __device__ __forceinline__ void stream_scores(
   }
 #pragma unroll
   for (int m = 0; m < TILES; m++) {
-    int first = row + m * SPT_MMA;
-    spt_lane_limits limits = spt_limits_of(a, b, first, key, shape::KEYS);
-#pragma unroll
-    for (int t = 0; t < shape::STEPS; t++) {
-      spt_limit_step<EXTRAS>(s[m][2 * t], s[m][2 * t + 1], t * SPT_MMA, key, limits, a, b, first);
-    }
+    spt_limit_scores<EXTRAS>(s[m], shape::STEPS, a, b, row + m * SPT_MMA, key);
   }
 }
 
@@ -368,13 +363,15 @@ static spt_status launch_streaming(spt_cuda_queue *queue, const spt_attend *a,
 template <typename T, bool EXTRAS>
 static spt_status stream_by_width(spt_cuda_queue *queue, const spt_attend *a,
                                   const spt_attention_plan *p, int64_t slots, spt_error *err) {
+  const int most =
+      EXTRAS ? 1 : 2; /* with pairs looked at one by one, 2 take more than 255 registers */
   bool large = p->tile > SPT_STREAM_WARPS * SPT_MMA;
   switch (p->width) {
     case 32:
-      return large ? launch_streaming<T, 32, 2, EXTRAS>(queue, a, p, slots, err)
+      return large ? launch_streaming<T, 32, most, EXTRAS>(queue, a, p, slots, err)
                    : launch_streaming<T, 32, 1, EXTRAS>(queue, a, p, slots, err);
     case 64:
-      return large ? launch_streaming<T, 64, 2, EXTRAS>(queue, a, p, slots, err)
+      return large ? launch_streaming<T, 64, most, EXTRAS>(queue, a, p, slots, err)
                    : launch_streaming<T, 64, 1, EXTRAS>(queue, a, p, slots, err);
     case 96:
       return launch_streaming<T, 96, 1, EXTRAS>(queue, a, p, slots, err);

@@ -251,14 +251,7 @@ __global__ void __launch_bounds__(128) whole_rows_kernel(spt_attend a, spt_atten
   __syncthreads();
   float s[2 * STEPS][4], top[2], sum[2];
   whole_scores<T, STEPS>(s, a, m, w);
-  spt_lane_limits limits = spt_limits_of(a, b, w.row, begin + w.first, KEYS);
-#pragma unroll
-  for (int t = 0; t < STEPS; t++) {
-    if (t < w.steps) {
-      spt_limit_step<EXTRAS>(s[2 * t], s[2 * t + 1], t * SPT_MMA, begin + w.first, limits, a, b,
-                             w.row);
-    }
-  }
+  spt_limit_scores<EXTRAS>(s, w.steps, a, b, w.row, begin + w.first);
   whole_softmax<STEPS, EXTRAS>(s, top, sum, m.tops, m.totals, a, p, w);
   float factor[2] = {sum[0] == 0.0f ? 0.0f : 1.0f / sum[0], sum[1] == 0.0f ? 0.0f : 1.0f / sum[1]};
   int row = w.row + threadIdx.x % SPT_WARP / 4;
