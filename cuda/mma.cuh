@@ -124,7 +124,7 @@ static void spt_emulated_combine_ldmatrix(void *const brought[32], unsigned) {
     uint16_t tile[8][8];
     for (int row = 0; row < 8; row++) {
       spt_emulated_check_shared("ldmatrix", 8 * i + row, lanes[8 * i + row]->row, 16);
-      memcpy(tile[row], lanes[8 * i + row]->row, 16);
+      spt_emulated_read_row(tile[row], lanes[8 * i + row]->row);
     }
     for (int lane = 0; lane < 32; lane++) {
       int g = lane / 4, t = lane % 4;

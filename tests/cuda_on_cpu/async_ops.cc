@@ -28,6 +28,11 @@ void spt_emulated_check_shared(const char *what, int lane, const void *data, uns
   }
 }
 
+void spt_emulated_read_row(void *to, const void *row) {
+  emulated::watch_warp_read(row, 16);
+  memcpy(to, row, 16);
+}
+
 void spt_emulated_copy_async(void *shared, const void *global, unsigned bytes, unsigned used) {
   spt_emulated_check_shared("cp.async", spt_emulated_lane(), shared, bytes);
   if ((uintptr_t)global % bytes != 0) {
@@ -38,6 +43,7 @@ void spt_emulated_copy_async(void *shared, const void *global, unsigned bytes, u
     emulated::refuse(emulated::say("cp.async of %u bytes reads %u", bytes, used));
   }
   emulated::watch_range(global, used, false);
+  emulated::watch_range(shared, bytes, true); /* it may come as soon as now */
   AsyncCopies &mine = emulated::running_copies();
   mine.copies.push_back({shared, global, bytes, used, mine.committed});
 }

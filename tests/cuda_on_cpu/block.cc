@@ -55,7 +55,8 @@ static const size_t SHARED_GUARD = 1024, MOST_SHARED = 256 * 1024;
 static struct Machine {
   std::mutex mutex;
   const spt_emulated_config *config;
-  const std::function<void()> *body;
+  const void *closure;
+  void (*body)(const void *closure);
   std::vector<Thread> threads;
   std::vector<Warp> warps;
   unsigned running; /* index of the thread that runs */
@@ -106,7 +107,7 @@ static void yield() {
 static void fiber_main() {
   arrived();
   for (;;) {
-    (*machine.body)();
+    machine.body(machine.closure);
     machine.threads[machine.running].state = EXITED;
     yield();
   }
@@ -123,6 +124,14 @@ unsigned running_thread() { return machine.running; }
 AsyncCopies &running_copies() { return machine.threads[machine.running].copies; }
 std::string thread_name(unsigned thread) { return name(machine.threads[thread].index); }
 size_t shared_bytes() { return machine.config->shared; }
+bool fiber_range(const void *data, uintptr_t *low, uintptr_t *high) {
+  for (const std::unique_ptr<Coroutine> &fiber : machine.fibers) {
+    if (fiber->holds(data, low, high)) {
+      return true;
+    }
+  }
+  return false;
+}
 
 static Meeting &meeting_of(Warp &warp, const spt_emulated_site &site, unsigned mask,
                            spt_emulated_combine combine) {
@@ -356,13 +365,12 @@ static void run_block() {
   }
 }
 
-static void prepare(const spt_emulated_config &config, const std::function<void()> &body) {
+static void prepare(const spt_emulated_config &config) {
   if (machine.shared == NULL) {
     machine.shared = (unsigned char *)aligned_alloc(1024, MOST_SHARED + 2 * SHARED_GUARD);
     spt_emulated_shared_memory = machine.shared + SHARED_GUARD;
   }
   machine.config = &config;
-  machine.body = &body;
   machine.failure.clear();
   machine.reverse = false;
   machine.seed = 0;
@@ -375,9 +383,12 @@ static void prepare(const spt_emulated_config &config, const std::function<void(
   machine.running = (unsigned)-1;
 }
 
-std::string run_grid(const spt_emulated_config &config, const std::function<void()> &body) {
+std::string run_grid(const spt_emulated_config &config, const void *closure,
+                     void (*thread)(const void *)) {
   std::lock_guard<std::mutex> lock(machine.mutex);
-  prepare(config, body);
+  prepare(config);
+  machine.closure = closure;
+  machine.body = thread;
   uint64_t n = (uint64_t)gridDim.x * gridDim.y * gridDim.z;
   uint64_t start = machine.seed != 0 ? pseudorandom() % n : 0;
   for (uint64_t i = 0; i < n && machine.failure.empty(); i++) {

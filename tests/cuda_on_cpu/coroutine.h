@@ -3,6 +3,7 @@
 #define SPT_EMULATED_COROUTINE_H
 
 #include <stddef.h>
+#include <stdint.h>
 
 #if !defined(__x86_64__) || defined(SPT_EMULATED_UCONTEXT)
 #define SPT_EMULATED_USES_UCONTEXT 1
@@ -20,6 +21,11 @@ class Coroutine {
 
   /* Gives it a stack with a page behind its end that may not be touched; false if memory lacks. */
   bool create(size_t stack_bytes, size_t colour);
+  bool holds(const void *data, uintptr_t *low, uintptr_t *high) const {
+    *low = (uintptr_t)stack_;
+    *high = *low + bytes_;
+    return (uintptr_t)data >= *low && (uintptr_t)data < *high;
+  }
   /* At the next switch `main` is called, on an empty stack. It must not return. */
   void start(void (*main)());
   /* From the operating-system thread's own stack, or another coroutine, which this one then resumes. */

@@ -21,13 +21,14 @@ std::string say(const char *format, ...) __attribute__((format(printf, 1, 2)));
 cudaError_t failed(cudaError_t, const std::string &text = std::string());
 
 /* block.cc: runs a launch; what went wrong, or an empty text. One at a time. */
-std::string run_grid(const spt_emulated_config &, const std::function<void()> &thread);
+std::string run_grid(const spt_emulated_config &, const void *closure,
+                     void (*thread)(const void *closure));
 
 /* memory.cc: what was written outside allocations, or an empty text; guards are made whole again. */
 std::string check_guards();
 /* 0 where no allocation, or only a part of one, holds [data, data + bytes). */
 enum Holder { UNKNOWN, OUTSIDE, DEVICE, PINNED };
-Holder holder(const void *data, size_t bytes);
+Holder holder(const void *data, size_t bytes, uintptr_t *low = NULL, uintptr_t *high = NULL);
 std::string describe_address(const void *data);
 
 /* faults.cc */

@@ -3,6 +3,7 @@
 #define SPT_EMULATED_LAUNCH_CPU_H
 
 #include <functional>
+#include <memory>
 #include <utility>
 
 #include "host_api.h"
@@ -24,8 +25,21 @@ struct spt_emulated_config {
   size_t shared;
 };
 
-/* Runs the launch, or records it where the stream is being captured. */
-void spt_emulated_launch(const spt_emulated_config &, cudaStream_t, std::function<void()> thread);
+/* For what stands in for a library's kernels: host code that touches device memory when the stream, or a
+ * graph captured from it, comes to it. */
+cudaError_t spt_emulated_enqueue(cudaStream_t, std::function<void()> work);
+
+/* Runs the launch, or records it where the stream is being captured. `thread` is what each thread does with
+ * the arguments that `closure` keeps. */
+void spt_emulated_launch(const spt_emulated_config &, cudaStream_t,
+                         std::shared_ptr<const void> closure, void (*thread)(const void *closure));
+
+/* The closure is the host's memory, which kernels may not read: here they do. */
+#define SPT_UNWATCHED __attribute__((no_sanitize("thread")))
+template <typename Closure>
+SPT_UNWATCHED static void spt_emulated_call(const void *closure) {
+  (*static_cast<const Closure *>(closure))();
+}
 
 /* Arguments are converted to the kernel's parameters at the call and kept by value, as CUDA does. */
 template <typename... Parameters>
@@ -36,7 +50,10 @@ struct spt_emulated_kernel {
 
   void operator()(Parameters... arguments) const {
     void (*run)(Parameters...) = kernel;
-    spt_emulated_launch(config, stream, [=] { run(arguments...); });
+    auto closure = [=]() SPT_UNWATCHED { run(arguments...); };
+    typedef decltype(closure) Closure;
+    spt_emulated_launch(config, stream, std::make_shared<const Closure>(closure),
+                        spt_emulated_call<Closure>);
   }
 };
 

@@ -212,18 +212,15 @@ static inline void __nanosleep(unsigned) {}
 
 #if defined(SPT_EMULATED_WATCH)
 void spt_emulated_atomic_begin(const void *data, size_t bytes);
-void spt_emulated_atomic_end();
 #else
 static inline void spt_emulated_atomic_begin(const void *, size_t) {}
-static inline void spt_emulated_atomic_end() {}
 #endif
 
 template <typename T, typename Change>
-static inline T spt_emulated_atomic(T *data, Change change) {
+SPT_UNWATCHED static inline T spt_emulated_atomic(T *data, Change change) {
   spt_emulated_atomic_begin(data, sizeof(T));
   T old = *data;
   *data = change(old);
-  spt_emulated_atomic_end();
   return old;
 }
 #define SPT_ATOMIC(name, T, expression)                                       \

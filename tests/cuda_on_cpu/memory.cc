@@ -124,7 +124,7 @@ static const Allocation *nearest(const void *data) {
   return after == allocations.begin() ? NULL : &(--after)->second;
 }
 
-Holder holder(const void *data, size_t bytes) {
+Holder holder(const void *data, size_t bytes, uintptr_t *low, uintptr_t *high) {
   std::lock_guard<std::mutex> lock(mutex);
   const Allocation *a = nearest(data);
   size_t offset = a == NULL ? 0 : (size_t)((const unsigned char *)data - a->block);
@@ -136,6 +136,10 @@ Holder holder(const void *data, size_t bytes) {
   }
   if (a->freed || offset < BEFORE || offset - BEFORE + bytes > a->bytes) {
     return OUTSIDE;
+  }
+  if (low != NULL) {
+    *low = (uintptr_t)a->block + BEFORE;
+    *high = *low + a->bytes;
   }
   return a->pinned ? PINNED : DEVICE;
 }

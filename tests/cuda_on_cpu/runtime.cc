@@ -4,6 +4,7 @@
 
 #include "emulator.h"
 #include "stream.h"
+#include "watch.h"
 
 namespace emulated {
 
@@ -59,11 +60,12 @@ static cudaError_t check_config(const spt_emulated_config &c) {
   return cudaSuccess;
 }
 
-static cudaError_t launch(const spt_emulated_config &config, const std::function<void()> &thread) {
+static cudaError_t launch(const spt_emulated_config &config, const void *closure,
+                          void (*thread)(const void *)) {
   if (fault_at_launch()) {
     return failed(cudaErrorLaunchFailure, "unspecified launch failure (injected)");
   }
-  std::string wrong = run_grid(config, thread);
+  std::string wrong = run_grid(config, closure, thread);
   return wrong.empty() ? cudaSuccess
                        : failed(cudaErrorLaunchFailure, "unspecified launch failure: " + wrong);
 }
@@ -73,11 +75,23 @@ static cudaError_t launch(const spt_emulated_config &config, const std::function
 using emulated::failed;
 
 void spt_emulated_launch(const spt_emulated_config &config, cudaStream_t stream,
-                         std::function<void()> thread) {
+                         std::shared_ptr<const void> closure, void (*thread)(const void *)) {
   if (emulated::usable_device() != cudaSuccess || emulated::check_config(config) != cudaSuccess) {
     return;
   }
-  emulated::enqueue(stream, [=] { return emulated::launch(config, thread); });
+  emulated::enqueue(stream, [=] { return emulated::launch(config, closure.get(), thread); });
+}
+
+cudaError_t spt_emulated_enqueue(cudaStream_t stream, std::function<void()> work) {
+  return emulated::enqueue(stream, [=] {
+    emulated::let_host_touch_device(true);
+    work();
+    emulated::let_host_touch_device(false);
+    std::string wrong = emulated::check_guards();
+    return wrong.empty()
+               ? cudaSuccess
+               : failed(cudaErrorLaunchFailure, "unspecified launch failure: a library " + wrong);
+  });
 }
 
 cudaError_t cudaGetLastError(void) {

@@ -22,10 +22,8 @@ TO_DEVICE, TO_HOST = 1, 2
 pytestmark = pytest.mark.skipif(shutil.which(build.compiler()[0]) is None, reason="no C++ compiler")
 
 
-@pytest.fixture(scope="module")
-def library() -> ctypes.CDLL:
-    """The kernels of this folder."""
-    path = build.build(FOLDER, sorted((HERE / "kernels").glob("*.cu")), name="libkernels.so")
+def opened(path: Path) -> ctypes.CDLL:
+    """The library, its functions' types declared."""
     found = ctypes.CDLL(str(path))
     found.text_of.restype = ctypes.c_char_p
     found.take.restype = ctypes.c_void_p
@@ -34,6 +32,13 @@ def library() -> ctypes.CDLL:
     found.memory_type.argtypes = [ctypes.c_void_p]
     found.copy.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     return found
+
+
+@pytest.fixture(scope="module")
+def library() -> ctypes.CDLL:
+    """The kernels of this folder."""
+    sources = sorted((HERE / "kernels").glob("*.cu"))
+    return opened(build.build(FOLDER, sources, name="libkernels.so"))
 
 
 class Memory:

@@ -30,6 +30,8 @@ void spt_emulated_check_shared(const char *what, int lane, const void *data, uns
 [[noreturn]] void spt_emulated_refuse(const char *format, ...)
     __attribute__((format(printf, 1, 2)));
 
+/* 16 bytes of shared memory that a whole warp reads. */
+void spt_emulated_read_row(void *to, const void *row);
 /* What mma.cuh's products are on the CPU: c (16, 8) += a (16, depth) b (depth, 8). */
 void spt_emulated_multiply(float (*c)[8], const float *a, const float (*b)[8], int depth);
 
