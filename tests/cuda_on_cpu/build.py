@@ -25,7 +25,6 @@ CUDA = ROOT / "cuda"
 FAST = ["tensor_ops"]
 # What the core and the CUDA backend share.
 SHARED = [ROOT / "csrc" / name for name in ("status.c", "encoder_cost.c")]
-STATUS = HERE.parents[1] / "csrc" / "status.c"  # spt_fail and the dtypes, which both libraries hold
 NAME = "libspatile_cuda_on_cpu.so"
 
 WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unused-function", "-Wno-unknown-pragmas"]
@@ -121,7 +120,7 @@ def build(
     """Compiles `sources` and the emulation, links them; RuntimeError has the compiler's words."""
     out.mkdir(parents=True, exist_ok=True)
     options = flags(sanitize=sanitize, watch=watch)
-    every = list(dict.fromkeys([*sorted(HERE.glob("*.cc")), STATUS, *sources]))
+    every = list(dict.fromkeys([*sorted(HERE.glob("*.cc")), *SHARED, *sources]))
     with ThreadPoolExecutor(jobs) as pool:
         made = list(pool.map(lambda source: compile_one(source, out, options), every))
     wrong = [said for _, said in made if said is not None]
@@ -169,7 +168,7 @@ def main() -> int:
     try:
         library = build(
             arguments.out.resolve(),
-            [source for source in sources + SHARED if source.exists()],
+            [source for source in sources if source.exists()],
             sanitize=arguments.sanitize,
             watch=arguments.watch,
             jobs=arguments.jobs,
