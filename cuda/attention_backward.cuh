@@ -123,8 +123,7 @@ static __device__ __forceinline__ spt_pair_gradient spt_gradient_of_seen(float s
 
 static __device__ __forceinline__ spt_pair_gradient
 spt_gradient_of_pair(const spt_attention_view &v, const spt_span &s, int64_t head, int64_t query,
-                     int64_t key, float product, float dp, float lse, float delta, float kept) {
-  float score = product * v.scale;
+                     int64_t key, float score, float dp, float lse, float delta, float kept) {
   bool seen = spt_window_has(v, s, query, key);
   if (seen && (v.mask.data != NULL || v.bias.data != NULL)) {
     score = spt_pair_score(v, s.number, head, query, key, score);

@@ -42,11 +42,11 @@ struct float_tiles_memory {
   }
 };
 
-/* (rows, width) to (ROWS, WIDTH) of pitch WIDTH + 4, zeros around it. */
+/* (rows, width) to (ROWS, WIDTH) of pitch WIDTH + 4, times factor, zeros around it. */
 template <int ROWS, int WIDTH>
 static __device__ void load_float_tile(float *to, const spt_heads &x, int64_t sequence,
                                        int64_t token, int64_t head, int64_t rows, int64_t width,
-                                       bool wide) {
+                                       bool wide, float factor) {
   const float *from = spt_token_row<float>(x, sequence, token, head);
   if (wide) { /* 16 bytes at a time */
     for (int i = threadIdx.x; i < ROWS * (WIDTH / 4); i += blockDim.x) {
@@ -54,6 +54,7 @@ static __device__ void load_float_tile(float *to, const spt_heads &x, int64_t se
       float4 value = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
       if (row < rows && c < width) {
         value = *reinterpret_cast<const float4 *>(from + row * x.token + c);
+        value.x *= factor, value.y *= factor, value.z *= factor, value.w *= factor;
       }
       *reinterpret_cast<float4 *>(to + row * (WIDTH + 4) + c) = value;
     }
@@ -62,43 +63,40 @@ static __device__ void load_float_tile(float *to, const spt_heads &x, int64_t se
   for (int i = threadIdx.x; i < ROWS * WIDTH; i += blockDim.x) {
     int row = i / WIDTH, c = i % WIDTH;
     bool inside = row < rows && c < width;
-    to[row * (WIDTH + 4) + c] = inside ? from[row * x.token + c * x.feature] : 0.0f;
+    to[row * (WIDTH + 4) + c] = inside ? from[row * x.token + c * x.feature] * factor : 0.0f;
   }
 }
 
-/* sums[a][b] = own row (first + 16 a) . other row (first + 8 b) */
+/* sums[a][b] = own row (first + 16 a) . other row (first + 8 b), feature by feature as attention_floats.cu
+ * does: rounded as they were then, scores give the probabilities that out was made of. */
 template <int WIDTH>
 static __device__ __forceinline__ void multiply_rows(
     float (&sums)[float_tiles<WIDTH>::OWN_EACH][float_tiles<WIDTH>::OTHER_EACH], const float *own,
     const float *other) {
   typedef float_tiles<WIDTH> shape;
+  const int owns = shape::OWN_EACH, others = shape::OTHER_EACH;
 #pragma unroll
-  for (int a = 0; a < shape::OWN_EACH; a++) {
-#pragma unroll
-    for (int b = 0; b < shape::OTHER_EACH; b++) {
-      sums[a][b] = 0.0f;
-    }
+  for (int i = 0; i < owns * others; i++) {
+    sums[i / others][i % others] = 0.0f;
   }
-#pragma unroll 4
+#pragma unroll 2
   for (int c = 0; c < WIDTH; c += 4) {
-    float4 x[shape::OWN_EACH], y[shape::OTHER_EACH];
+    float4 x[owns], y[others];
 #pragma unroll
-    for (int a = 0; a < shape::OWN_EACH; a++) {
+    for (int a = 0; a < owns; a++) {
       x[a] = *reinterpret_cast<const float4 *>(own + a * shape::OWN_STEP * shape::PITCH + c);
     }
 #pragma unroll
-    for (int b = 0; b < shape::OTHER_EACH; b++) {
+    for (int b = 0; b < others; b++) {
       y[b] = *reinterpret_cast<const float4 *>(other + b * shape::OTHER_STEP * shape::PITCH + c);
     }
 #pragma unroll
-    for (int a = 0; a < shape::OWN_EACH; a++) {
-#pragma unroll
-      for (int b = 0; b < shape::OTHER_EACH; b++) {
-        float sum = fmaf(x[a].x, y[b].x, sums[a][b]);
-        sum = fmaf(x[a].y, y[b].y, sum);
-        sum = fmaf(x[a].z, y[b].z, sum);
-        sums[a][b] = fmaf(x[a].w, y[b].w, sum);
-      }
+    for (int i = 0; i < owns * others; i++) {
+      const float4 &left = x[i / others], &right = y[i % others];
+      float sum = fmaf(left.x, right.x, sums[i / others][i % others]);
+      sum = fmaf(left.y, right.y, sum);
+      sum = fmaf(left.z, right.z, sum);
+      sums[i / others][i % others] = fmaf(left.w, right.w, sum);
     }
   }
 }
@@ -184,9 +182,9 @@ static __device__ void load_float_others(const spt_backward &p, const spt_span &
   int64_t other_head = KEYS ? head : head / (p.view.heads / p.view.kv_heads);
   int64_t token = (KEYS ? s.q_start : s.k_start) + other, query = KEYS ? other : own;
   load_float_tile<shape::OTHER, WIDTH>(m.other[0], KEYS ? p.q : p.k, s.number, token, other_head,
-                                       end - other, p.view.d, p.wide);
+                                       end - other, p.view.d, p.wide, KEYS ? p.view.scale : 1.0f);
   load_float_tile<shape::OTHER, WIDTH>(m.other[1], KEYS ? p.grad : p.v, s.number, token, other_head,
-                                       end - other, p.view.dv, p.wide);
+                                       end - other, p.view.dv, p.wide, 1.0f);
   spt_load_stats(m.lse, m.delta, p, spt_stats_row(p.view, s, head) + query, queries,
                  s.queries - query);
   spt_draw_tile<queries, keys>(m.kept, p.view, s, head, query, KEYS ? own : other);
@@ -212,9 +210,9 @@ __global__ void __launch_bounds__(float_tiles<WIDTH>::THREADS, 2)
   float first[shape::ROWS_EACH][4] = {}, second[shape::ROWS_EACH][4] = {};
   if (own_rows > 0) {
     load_float_tile<shape::OWN, WIDTH>(m.own[0], KEYS ? p.k : p.q, s.number, own_token, own_head,
-                                       own_rows, v.d, p.wide);
+                                       own_rows, v.d, p.wide, KEYS ? 1.0f : v.scale);
     load_float_tile<shape::OWN, WIDTH>(m.own[1], KEYS ? p.v : p.grad, s.number, own_token, own_head,
-                                       own_rows, v.dv, p.wide);
+                                       own_rows, v.dv, p.wide, 1.0f);
     for (int64_t g = 0; g < (KEYS ? group : 1); g++) {
       int64_t head = KEYS ? own_head * group + g : own_head, begin, end;
       spt_others_seen<KEYS>(v, s, own, own + spt_least(own_rows, shape::OWN) - 1, &begin, &end);
@@ -233,7 +231,7 @@ __global__ void __launch_bounds__(float_tiles<WIDTH>::THREADS, 2)
   }
   int64_t rows = (KEYS ? s.key_rows : s.query_rows) - own - own_row;
   store_float_rows(KEYS ? p.dk : p.dq, s.number, own_token + own_row, own_head, rows, column, v.d,
-                   first, v.scale);
+                   first, KEYS ? 1.0f : v.scale); /* q is scaled already */
   if (KEYS) {
     store_float_rows(p.dv, s.number, own_token + own_row, own_head, rows, column, v.dv, second,
                      1.0f);
