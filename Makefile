@@ -4,6 +4,7 @@
 # make results-tables   docs/results.md and its plots, from docs/results/*.json
 # make cuda      compile the CUDA backend for all GPUs that it knows; needs nvcc, no GPU
 # make lint · make bench · make test-sanitize · make test-amx · make test-scalar
+# make test-gpu · make bench-gpu   on a machine with a GPU, with what its Python has: no network
 # make test-cuda-on-cpu   the ops' tests on the CUDA kernels, run by the CPU thread by thread
 # make clean · make distclean
 PYTHON ?= python3
@@ -23,7 +24,7 @@ FORMATTED := $(filter csrc/%,$(CORE_SOURCES)) $(shell find cuda tests/cuda_on_cp
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .PHONY: demo test install lint format bench results-tables test-sanitize test-amx test-scalar cuda \
-  test-cuda-on-cpu clean distclean
+  test-cuda-on-cpu test-gpu bench-gpu clean distclean
 
 # A demo that was stopped goes on; one that is through starts anew.
 demo: $(STAMPS)/demo
@@ -132,6 +133,33 @@ test-cuda-on-cpu: $(STAMPS)/test
 	$(BIN)/python -m pytest tests/cuda_on_cpu $(PYTEST_ARGS)
 	SPATILE_DEVICE=cuda-on-cpu SPATILE_CUDA_LIBRARY=$(abspath $(ON_CPU)) \
 	  $(BIN)/python -m pytest tests/ops $(PYTEST_ARGS)
+
+# ---- on a machine with a GPU -------------------------------------------------------------------
+# With GPU_PYTHON's own NumPy, torch, pytest, cmake and ninja: nothing is installed. Core and backend, for
+# the GPU at hand alone, are built into build/gpu/site, which comes before any other spatile.
+GPU_PYTHON ?= python3
+GPU_ARCHITECTURES ?= native
+GPU_RESULTS ?= build/gpu
+BENCH_GPU_ARGS ?=
+ON_GPU := PYTHONPATH=$(abspath build/gpu/site):$$PYTHONPATH PYTHONUNBUFFERED=1 $(GPU_PYTHON)
+
+.PHONY: build-gpu
+build-gpu:
+	cmake -S . -B build/gpu/cmake -G Ninja -DSPATILE_CUDA=ON \
+	  -DCMAKE_CUDA_ARCHITECTURES=$(GPU_ARCHITECTURES) -DPython_EXECUTABLE="$$(command -v $(GPU_PYTHON))"
+	cmake --build build/gpu/cmake
+	rm -rf build/gpu/site && mkdir -p build/gpu/site && cp -r python/spatile build/gpu/site
+	rm -f build/gpu/site/spatile/*.so
+	cmake --install build/gpu/cmake --prefix build/gpu/site
+
+# In parallel where pytest-xdist is there.
+test-gpu: build-gpu
+	SPATILE_DEVICE=cuda $(ON_GPU) tests/gpu_report.py $(GPU_RESULTS)/test-gpu.json tests/ops tests/device \
+	  -q -p no:cacheprovider $$($(GPU_PYTHON) -c "import xdist; print('-n 8')" 2>/dev/null) $(PYTEST_ARGS)
+
+bench-gpu: build-gpu
+	@mkdir -p $(GPU_RESULTS)
+	$(ON_GPU) -m spatile.benchmarks.gpu --json $(GPU_RESULTS)/bench-gpu.json $(BENCH_GPU_ARGS)
 
 clean:
 	rm -rf build dist $(DEMO_RUN) .pytest_cache .mypy_cache .ruff_cache .hypothesis
