@@ -44,11 +44,11 @@ struct group_job {
 
 /* What a thread has of a group's squares; later the group's value lies in the place of its first. */
 struct alignas(8) group_sum {
-  float sum,
-      peak; /* of squares; the largest size, which tells a zero group from squares that vanish */
+  float sum;  /* of squares */
+  float peak; /* the largest size, which tells a zero group from squares that vanish */
 };
 
-/* group_elements.cu: groups of one weight, penalties one a block. `packed`: w and scaled may be moved by packs. */
+/* group_elements.cu: groups of one weight. `packed`: w and scaled may be moved by packs. */
 SPT_WARN_UNUSED spt_status spt_cuda_group_elements(spt_cuda_queue *, const char *op,
                                                    const group_job &, bool packed, int64_t blocks,
                                                    spt_error *);
