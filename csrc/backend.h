@@ -301,6 +301,7 @@ extern const spt_backend spt_cpu_backend;
 
 /* device.c: false for a GPU of the process that this one was forked from. */
 bool spt_device_is_alive(const spt_device *);
+SPT_WARN_UNUSED spt_status spt_device_check_alive(const spt_device *, const char *op, spt_error *);
 
 /* The one symbol that a library with a backend exports; the table is never freed. */
 #define SPT_BACKEND_ENTRY "spt_backend_entry"

@@ -1,6 +1,6 @@
 /* device.c: the built-in CPU device, and the GPUs of the CUDA backend, whose library is loaded when
  * somebody first asks for one. Each way in which that fails has a message of its own, and the loader's
- * or the driver's words in it; the first failure is kept and told again. */
+ * or the driver's words in it. After a failure the next call tries again. */
 #define _GNU_SOURCE /* dladdr */
 #include <dlfcn.h>
 #include <errno.h>
@@ -24,9 +24,7 @@ typedef struct device_entry {
 
 static struct {
   pthread_mutex_t lock;
-  bool tried;
-  spt_status status; /* of loading; then `error` says why */
-  spt_error error;
+  bool loaded;
   char path[PATH_MAX];
   const spt_backend *backend;
   int count;
@@ -91,37 +89,32 @@ static spt_status load_backend(const char *path, const spt_backend **backend, sp
 
 static void forked(void) { atomic_store(&cuda.inherited, true); }
 
-static spt_status load(spt_error *err) {
-  find_library();
-  SPT_TRY(load_backend(cuda.path, &cuda.backend, err));
-  pthread_atfork(NULL, NULL, forked);
-  SPT_TRY(cuda.backend->device_count(&cuda.count, err));
-  if (cuda.count < 1) {
-    return spt_fail(err, SPT_DEVICE_ERROR, "cuda: the driver finds no device");
-  }
-  return SPT_OK;
-}
-
 /* With the lock held. */
-static spt_status loaded(spt_error *err) {
+static spt_status load(spt_error *err) {
   if (atomic_load(&cuda.inherited)) {
     return spt_fail(err, SPT_DEVICE_ERROR,
                     "cuda: this process was forked from one that had loaded the driver, which does "
                     "not work in the child: start it by spawn (multiprocessing.set_start_method)");
   }
-  if (!cuda.tried) {
-    cuda.status = load(&cuda.error);
-    cuda.tried = true;
+  if (cuda.loaded) {
+    return SPT_OK;
   }
-  if (cuda.status != SPT_OK) {
-    *err = cuda.error;
+  find_library();
+  const spt_backend *backend = NULL;
+  SPT_TRY(load_backend(cuda.path, &backend, err));
+  SPT_TRY(backend->device_count(&cuda.count, err));
+  if (cuda.count < 1) {
+    return spt_fail(err, SPT_DEVICE_ERROR, "cuda: the driver finds no device");
   }
-  return cuda.status;
+  cuda.backend = backend;
+  cuda.loaded = true;
+  pthread_atfork(NULL, NULL, forked);
+  return SPT_OK;
 }
 
 spt_status spt_gpu_count(int *count, spt_error *err) {
   pthread_mutex_lock(&cuda.lock);
-  spt_status status = loaded(err);
+  spt_status status = load(err);
   *count = cuda.count;
   pthread_mutex_unlock(&cuda.lock);
   return status;
@@ -129,14 +122,14 @@ spt_status spt_gpu_count(int *count, spt_error *err) {
 
 spt_status spt_gpu_of(const void *data, int *ordinal, spt_error *err) {
   pthread_mutex_lock(&cuda.lock);
-  spt_status status = loaded(err);
+  spt_status status = load(err);
   pthread_mutex_unlock(&cuda.lock);
   return status == SPT_OK ? cuda.backend->device_of(data, ordinal, err) : status;
 }
 
 const char *spt_gpu_library(void) {
   pthread_mutex_lock(&cuda.lock);
-  if (!cuda.tried) {
+  if (!cuda.loaded) {
     find_library();
   }
   pthread_mutex_unlock(&cuda.lock);
@@ -145,7 +138,7 @@ const char *spt_gpu_library(void) {
 
 const char *spt_gpu_backend_name(void) {
   pthread_mutex_lock(&cuda.lock);
-  const char *name = cuda.tried && cuda.backend != NULL ? cuda.backend->name : "";
+  const char *name = cuda.loaded ? cuda.backend->name : "";
   pthread_mutex_unlock(&cuda.lock);
   return name;
 }
@@ -153,7 +146,7 @@ const char *spt_gpu_backend_name(void) {
 /* ---- devices and streams ------------------------------------------------------------------- */
 
 static spt_status open_device(int ordinal, uintptr_t stream, spt_device **out, spt_error *err) {
-  SPT_TRY(loaded(err));
+  SPT_TRY(load(err));
   void *opened = NULL;
   for (device_entry *e = cuda.devices; e != NULL; e = e->next) {
     if (e->device.ordinal == ordinal) {
@@ -223,7 +216,7 @@ bool spt_device_is_alive(const spt_device *device) {
   return device->ordinal < 0 || !atomic_load(&cuda.inherited);
 }
 
-static spt_status alive(const spt_device *device, const char *op, spt_error *err) {
+spt_status spt_device_check_alive(const spt_device *device, const char *op, spt_error *err) {
   if (!spt_device_is_alive(device)) {
     return spt_fail(err, SPT_DEVICE_ERROR,
                     "%s: cuda:%d is of the process that this one was forked from", op,
@@ -233,7 +226,7 @@ static spt_status alive(const spt_device *device, const char *op, spt_error *err
 }
 
 spt_status spt_device_properties_of(spt_device *device, spt_device_properties *p, spt_error *err) {
-  SPT_TRY(alive(device, "cuda", err));
+  SPT_TRY(spt_device_check_alive(device, "cuda", err));
   *p = (spt_device_properties){0};
   return device->backend->properties(device->opened, p, err);
 }
@@ -242,7 +235,7 @@ spt_status spt_device_properties_of(spt_device *device, spt_device_properties *p
 
 spt_status spt_device_alloc(spt_device *device, const char *op, size_t bytes, void **data,
                             spt_error *err) {
-  SPT_TRY(alive(device, op, err));
+  SPT_TRY(spt_device_check_alive(device, op, err));
   return device->backend->alloc(device->state, op, bytes, data, err);
 }
 
@@ -254,23 +247,23 @@ void spt_device_free(spt_device *device, void *data, bool shared) {
 
 spt_status spt_device_upload(spt_device *device, const char *op, void *to, const void *from,
                              size_t bytes, spt_error *err) {
-  SPT_TRY(alive(device, op, err));
+  SPT_TRY(spt_device_check_alive(device, op, err));
   return bytes > 0 ? device->backend->upload(device->state, op, to, from, bytes, err) : SPT_OK;
 }
 
 spt_status spt_device_download(spt_device *device, const char *op, void *to, const void *from,
                                size_t bytes, spt_error *err) {
-  SPT_TRY(alive(device, op, err));
+  SPT_TRY(spt_device_check_alive(device, op, err));
   return bytes > 0 ? device->backend->download(device->state, op, to, from, bytes, err) : SPT_OK;
 }
 
 spt_status spt_device_synchronise(spt_device *device, const char *op, spt_error *err) {
-  SPT_TRY(alive(device, op, err));
+  SPT_TRY(spt_device_check_alive(device, op, err));
   return device->backend->synchronise(device->state, op, err);
 }
 
 spt_status spt_device_order(spt_device *earlier, spt_device *later, const char *op,
                             spt_error *err) {
-  SPT_TRY(alive(later, op, err));
+  SPT_TRY(spt_device_check_alive(later, op, err));
   return earlier == later ? SPT_OK : later->backend->order(earlier->state, later->state, op, err);
 }

@@ -82,8 +82,8 @@ typedef struct spt_device spt_device;
 spt_device *spt_cpu_device(void); /* the built-in one; never NULL, never freed */
 
 /* GPUs: the first call that needs one looks for the CUDA backend's library, the file that the
- * environment variable SPATILE_CUDA_LIBRARY names or else libspatile_cuda.so beside this one. What
- * failed then is what every later call says. Devices are cached and never freed. In a child of fork
+ * environment variable SPATILE_CUDA_LIBRARY names or else libspatile_cuda.so beside this one; where that
+ * fails, the next call looks again. Devices are cached and never freed. In a child of fork
  * they are refused where the parent had loaded the library: the driver does not survive it. */
 SPT_WARN_UNUSED spt_status spt_gpu_count(int *count, spt_error *);
 SPT_WARN_UNUSED spt_status spt_gpu_device(int ordinal, uintptr_t stream, spt_device **,

@@ -1,5 +1,6 @@
 /* entry: the backend's table, and around each slot what all of them need: the state's device is the
  * calling thread's while the slot runs. The one symbol that the library exports is here. */
+#include "encoder.h"
 #include "memory.h"
 #include "slots.h"
 
@@ -127,6 +128,28 @@ static void free_prepared(void *state, void *prepared) {
   spt_cuda_prepared_free(state, prepared);
 }
 
+static spt_status encoder_create(void *state, const spt_encoder_model *model, void **encoder,
+                                 spt_error *err) {
+  spt_on_device here(spt_queue_of(state)->device->ordinal);
+  SPT_TRY(here.entered("encoder", err));
+  return spt_cuda_encoder_create(state, model, encoder, err);
+}
+
+static int ordinal_of(const void *encoder) {
+  return static_cast<const spt_gpu_encoder *>(encoder)->queue->device->ordinal;
+}
+
+static spt_status encoder_forward(void *encoder, const spt_encoder_run *run, spt_error *err) {
+  spt_on_device here(ordinal_of(encoder));
+  SPT_TRY(here.entered("encoder", err));
+  return spt_cuda_encoder_forward(encoder, run, err);
+}
+
+static void encoder_free(void *encoder) {
+  spt_on_device here(ordinal_of(encoder));
+  spt_cuda_encoder_free(encoder);
+}
+
 #define SET(name)                                                        \
   do {                                                                   \
     if (spt_cuda_##name != NULL) {                                       \
@@ -180,9 +203,9 @@ static spt_backend table_of_slots() {
   SET(embedding);
   SET(topk);
   if (spt_cuda_encoder_create != NULL) {
-    table.encoder_create = spt_cuda_encoder_create;
-    table.encoder_forward = spt_cuda_encoder_forward;
-    table.encoder_free = spt_cuda_encoder_free;
+    table.encoder_create = encoder_create;
+    table.encoder_forward = encoder_forward;
+    table.encoder_free = encoder_free;
   }
   return table;
 }

@@ -142,7 +142,9 @@ int spt_py_view_of_device_array(spt_py_view *view, PyObject *array, const char *
 SPT_PY_DECLARE(to_device);
 SPT_PY_DECLARE(device_empty);
 SPT_PY_DECLARE(from_device);
-/* devices.c: what Python asks about GPUs. */
+/* devices.c: what Python asks about GPUs. gpu_of: of this number, on its default stream; NULL with an
+ * exception set. */
+spt_device *spt_py_gpu_of(PyObject *number, const char *op);
 SPT_PY_DECLARE(gpu_count);
 SPT_PY_DECLARE(gpu_info);
 SPT_PY_DECLARE(gpu_library);

@@ -103,23 +103,6 @@ static device_array *allocate(const spt_tensor *t, spt_device *device, const cha
   return a;
 }
 
-static spt_device *gpu_of(PyObject *number, const char *op) {
-  spt_device *device = NULL;
-  spt_error err;
-  long ordinal = PyLong_AsLong(number);
-  if (PyErr_Occurred()) {
-    return NULL;
-  }
-  spt_status status =
-      spt_gpu_device(ordinal < 0 || ordinal > INT16_MAX ? -1 : (int)ordinal, 0, &device, &err);
-  if (status != SPT_OK) {
-    spt_error told;
-    spt_py_raise(spt_fail(&told, status, "%s: %.400s", op, err.message), &told);
-    return NULL;
-  }
-  return device;
-}
-
 static spt_dtype dtype_named(const char *name) {
   spt_dtype dtype = SPT_F32;
   while (dtype != SPT_OTHER_DTYPE && strcmp(spt_dtype_name(dtype), name) != 0) {
@@ -150,7 +133,7 @@ PyObject *spt_py_device_empty(PyObject *self, PyObject *const *args, Py_ssize_t 
   if (PyErr_Occurred() || spt_py_check_size(&t, op, "shape") < 0) {
     return NULL;
   }
-  spt_device *device = gpu_of(args[2], op);
+  spt_device *device = spt_py_gpu_of(args[2], op);
   return device == NULL ? NULL : (PyObject *)allocate(&t, device, op);
 }
 
@@ -163,7 +146,7 @@ PyObject *spt_py_to_device(PyObject *self, PyObject *const *args, Py_ssize_t nar
   if (spt_py_check_count(op, nargs, 2) < 0) {
     return NULL;
   }
-  spt_device *device = gpu_of(args[1], op);
+  spt_device *device = spt_py_gpu_of(args[1], op);
   if (device == NULL || spt_py_host_view_of(&view, args[0], SPT_PY_HOST, op, "x") < 0) {
     return spt_py_failed(&view, 1);
   }
@@ -184,6 +167,20 @@ PyObject *spt_py_to_device(PyObject *self, PyObject *const *args, Py_ssize_t nar
   return (PyObject *)a;
 }
 
+/* The default stream of the same GPU, once what is enqueued on this one is done for it. */
+static int default_stream_of(spt_device *device, spt_device **ours, const char *op) {
+  spt_error err;
+  spt_status status = spt_gpu_device(spt_device_ordinal(device), 0, ours, &err);
+  if (status == SPT_OK) {
+    status = spt_device_order(device, *ours, op, &err);
+  }
+  if (status != SPT_OK) {
+    spt_py_raise(status, &err);
+    return -1;
+  }
+  return 0;
+}
+
 /* from_device(x): a view of whatever is on a GPU */
 PyObject *spt_py_from_device(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
   (void)self;
@@ -193,9 +190,11 @@ PyObject *spt_py_from_device(PyObject *self, PyObject *const *args, Py_ssize_t n
     return spt_py_failed(&view, 1);
   }
   device_array *a = NULL;
+  spt_device *ours = NULL; /* its stream may be gone one day, the default one stays */
   if (view.device == NULL || view.tensor.dtype == SPT_OTHER_DTYPE) {
     PyErr_Format(PyExc_TypeError, "%s: x is not an array on a GPU of a dtype that ops know", op);
-  } else if ((a = new_array(&view.tensor, view.device)) != NULL) {
+  } else if (default_stream_of(view.device, &ours, op) == 0 &&
+             (a = new_array(&view.tensor, ours)) != NULL) {
     device_array *given = spt_py_is_device_array(args[0]) ? (device_array *)args[0] : NULL;
     a->base = Py_NewRef(given != NULL ? (PyObject *)root_of(given) : view.owner);
   }
@@ -210,7 +209,13 @@ static void release_memory(device_array *a) {
 
 static void dealloc(PyObject *object) {
   device_array *a = (device_array *)object;
+  spt_error ignored;
   release_memory(a);
+  /* Whose memory it is may use it again at once, and does not know what was enqueued here. */
+  if (a->base != NULL && !spt_py_is_device_array(a->base) &&
+      spt_device_synchronise(a->device, "free", &ignored) != SPT_OK) {
+    ; /* it is told where it can be: at the next call */
+  }
   Py_XDECREF(a->base);
   PyObject_Free(a);
 }

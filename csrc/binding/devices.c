@@ -1,6 +1,23 @@
 /* What Python asks about GPUs. */
 #include "binding.h"
 
+spt_device *spt_py_gpu_of(PyObject *number, const char *op) {
+  spt_device *device = NULL;
+  spt_error err;
+  long ordinal = PyLong_AsLong(number);
+  if (PyErr_Occurred()) {
+    return NULL;
+  }
+  spt_status status =
+      spt_gpu_device(ordinal < 0 || ordinal > INT16_MAX ? -1 : (int)ordinal, 0, &device, &err);
+  if (status != SPT_OK) {
+    spt_error told;
+    spt_py_raise(spt_fail(&told, status, "%s: %.400s", op, err.message), &told);
+    return NULL;
+  }
+  return device;
+}
+
 static int ordinal_of(PyObject *const *args, Py_ssize_t nargs, const char *op) {
   if (spt_py_check_count(op, nargs, 1) < 0) {
     return -1;
@@ -80,12 +97,13 @@ PyObject *spt_py_default_gpu(PyObject *self, PyObject *const *args, Py_ssize_t n
   return device == NULL ? Py_NewRef(Py_None) : PyLong_FromLong(spt_device_ordinal(device));
 }
 
-/* addresses(x) → (address, shape, strides in bytes, itemsize, writable, gpu or -1) */
+/* addresses(x, op) → (address, shape, strides in bytes, itemsize, writable, gpu or -1) */
 PyObject *spt_py_addresses(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
   (void)self;
   spt_py_view view = {0};
-  if (spt_py_check_count("addresses", nargs, 1) < 0 ||
-      spt_py_view_of(&view, args[0], "addresses", "x") < 0) {
+  const char *op;
+  if (spt_py_check_count("addresses", nargs, 2) < 0 || (op = PyUnicode_AsUTF8(args[1])) == NULL ||
+      spt_py_view_of(&view, args[0], op, "x") < 0) {
     return NULL;
   }
   const spt_tensor *t = &view.tensor;

@@ -97,7 +97,8 @@ static PyMethodDef methods[] = {
     SPT_PY_METHOD(to_device, "to_device(x, gpu): a copy there"),
     SPT_PY_METHOD(from_device, "from_device(x): a view of an array that is on a GPU"),
     SPT_PY_METHOD(device_empty, "device_empty(shape, dtype, gpu)"),
-    SPT_PY_METHOD(addresses, "addresses(x): (address, shape, strides, itemsize, writable, gpu)"),
+    SPT_PY_METHOD(addresses,
+                  "addresses(x, op): (address, shape, strides, itemsize, writable, gpu)"),
     SPT_PY_METHOD(gpu_count, "gpu_count(): how many GPUs there are; RuntimeError says why none"),
     SPT_PY_METHOD(gpu_info,
                   "gpu_info(gpu): (name, major, minor, memory, free, driver, runtime, "

@@ -88,7 +88,7 @@ spt_status spt_check_slot(const char *op, const spt_device *device, bool present
   if (device->backend->usable != NULL) {
     return device->backend->usable(device->state, op, err);
   }
-  return SPT_OK;
+  return spt_device_check_alive(device, op, err);
 }
 
 spt_matrix spt_matrix_of(const spt_tensor *t) {

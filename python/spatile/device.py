@@ -1,9 +1,9 @@
 """Devices: what this machine offers, arrays in a GPU's memory, which CPU tier is in use, threads.
 
-Two environment variables are read once. ``SPATILE_CUDA_LIBRARY`` is the file of the CUDA backend,
-otherwise ``libspatile_cuda.so`` in this package. ``SPATILE_DEVICE`` is for tests and tries: "cuda",
-"cuda:N", or "cuda-on-cpu" for the emulated library; then NumPy arrays are copied to that device, and
-back, at every call of an op.
+Two environment variables. ``SPATILE_CUDA_LIBRARY`` is the file of the CUDA backend, otherwise
+``libspatile_cuda.so`` in this package; it is read when a GPU is first asked for. ``SPATILE_DEVICE`` is
+for tests and tries, and read once, on import: "cuda", "cuda:N", or "cuda-on-cpu" for the emulated
+library; then NumPy arrays are copied to that device, and back, at every call of an op.
 """
 
 from __future__ import annotations
@@ -83,14 +83,16 @@ def to_device(x: Any, device: str = "cuda") -> Any:
     """
     op = "to_device"
     number = gpu_number(op, device)
-    *_, here = (None, -1) if isinstance(x, np.ndarray) else _core.addresses(x)
+    *_, here = (None, -1) if isinstance(x, np.ndarray) else _core.addresses(x, op)
     if number is None:
         if here >= 0:
             return _core.from_device(x).numpy()
         return x if isinstance(x, np.ndarray) else np.from_dlpack(x)
     if here >= 0:
         if here != number:
-            raise ValueError(f"{op}: x is on cuda:{here}, expected it on the CPU or on cuda:{number}")
+            raise ValueError(
+                f"{op}: x is on cuda:{here}, expected it on the CPU or on cuda:{number}"
+            )
         return x if isinstance(x, DeviceArray) else _core.from_device(x)
     if isinstance(x, np.ndarray):
         x = np.ascontiguousarray(x) if x.ndim else x
@@ -121,7 +123,7 @@ def from_dlpack(x: Any) -> Any:
     >>> np.shares_memory(sp.from_dlpack(x), x)
     True
     """
-    *_, here = _core.addresses(x)
+    *_, here = _core.addresses(x, "from_dlpack")
     return _core.from_device(x) if here >= 0 else np.from_dlpack(x)
 
 

@@ -77,7 +77,7 @@ def gpu_of(x: Array) -> int | None:
         kind, number = x.__dlpack_device__()
         return int(number) if int(kind) in (2, 13) else None  # kDLCUDA, kDLCUDAManaged
     if hasattr(x, "__cuda_array_interface__"):
-        return int(_core.addresses(x)[-1])
+        return int(_core.addresses(x, "spatile")[-1])
     return None
 
 
@@ -138,7 +138,7 @@ class _Addresses:
     """What NumPy needs to reason about memory that it can't read: a GPU's."""
 
     def __init__(self, x: Array) -> None:
-        address, shape, strides, size, writable, _ = _core.addresses(x)
+        address, shape, strides, size, writable, _ = _core.addresses(x, "spatile")
         self.__array_interface__ = {
             "data": (address, not writable),
             "shape": shape,
