@@ -127,9 +127,11 @@ cuda: $(STAMPS)/cuda
 	cp build/cuda/libspatile_cuda.so \
 	  "$$($(BIN)/python -c 'import os, spatile._core as core; print(os.path.dirname(core.__file__))')"
 
+# ON_CPU_ARGS=--watch finds races and reads outside of everything, at a fraction of the speed.
+ON_CPU_ARGS ?=
 ON_CPU := build/cuda_on_cpu/libspatile_cuda_on_cpu.so
 test-cuda-on-cpu: $(STAMPS)/test
-	$(BIN)/python tests/cuda_on_cpu/build.py build/cuda_on_cpu
+	$(BIN)/python tests/cuda_on_cpu/build.py build/cuda_on_cpu $(ON_CPU_ARGS)
 	$(BIN)/python -m pytest tests/cuda_on_cpu $(PYTEST_ARGS)
 	SPATILE_DEVICE=cuda-on-cpu SPATILE_CUDA_LIBRARY=$(abspath $(ON_CPU)) \
 	  $(BIN)/python -m pytest tests/ops $(PYTEST_ARGS)
