@@ -43,12 +43,12 @@ spt_status spt_cublas_multiply(spt_cuda_queue *, const char *, const spt_cublas_
     int64_t row = i / p->n, col = i % p->n;
     float sum = 0.0f;
     for (int64_t k = 0; k < p->k; k++) {
-      sum = fmaf(operand_at(&p->a, p->operands, row, k), operand_at(&p->b, p->operands, col, k), sum);
+      sum =
+          fmaf(operand_at(&p->a, p->operands, row, k), operand_at(&p->b, p->operands, col, k), sum);
     }
     sum += p->bias != NULL ? number_at(p->bias, p->y_dtype, col) : 0.0f;
-    sum += p->residual != NULL
-               ? number_at(p->residual, p->y_dtype, row * p->residual_stride + col)
-               : 0.0f;
+    sum += p->residual != NULL ? number_at(p->residual, p->y_dtype, row * p->residual_stride + col)
+                               : 0.0f;
     if (p->gelu_tanh) {
       sum = 0.5f * sum * (1.0f + tanhf(0.79788456080286536f * (sum + 0.044715f * sum * sum * sum)));
     }
@@ -65,8 +65,8 @@ const char *spt_cublas_found(void) {
   return "the CUDA backend was built without cublasLt.h (pip install nvidia-cublas)";
 }
 void spt_cublas_free(struct spt_cublas *) {}
-spt_status spt_cublas_multiply(spt_cuda_queue *, const char *, const spt_cublas_product *, bool *done,
-                               spt_error *) {
+spt_status spt_cublas_multiply(spt_cuda_queue *, const char *, const spt_cublas_product *,
+                               bool *done, spt_error *) {
   *done = false;
   return SPT_OK;
 }
@@ -78,17 +78,17 @@ spt_status spt_cublas_multiply(spt_cuda_queue *, const char *, const spt_cublas_
 /* ---- the library ------------------------------------------------------------------------------- */
 
 /* The functions in use, each by its own prototype. */
-#define FUNCTIONS(f)                 \
-  f(cublasLtCreate);                 \
-  f(cublasLtDestroy);                \
-  f(cublasLtMatmul);                 \
-  f(cublasLtMatmulAlgoGetHeuristic); \
-  f(cublasLtMatmulDescCreate);       \
-  f(cublasLtMatmulDescDestroy);      \
-  f(cublasLtMatmulDescSetAttribute); \
-  f(cublasLtMatrixLayoutCreate);     \
-  f(cublasLtMatrixLayoutDestroy);    \
-  f(cublasLtMatmulPreferenceCreate); \
+#define FUNCTIONS(f)                  \
+  f(cublasLtCreate);                  \
+  f(cublasLtDestroy);                 \
+  f(cublasLtMatmul);                  \
+  f(cublasLtMatmulAlgoGetHeuristic);  \
+  f(cublasLtMatmulDescCreate);        \
+  f(cublasLtMatmulDescDestroy);       \
+  f(cublasLtMatmulDescSetAttribute);  \
+  f(cublasLtMatrixLayoutCreate);      \
+  f(cublasLtMatrixLayoutDestroy);     \
+  f(cublasLtMatmulPreferenceCreate);  \
   f(cublasLtMatmulPreferenceDestroy); \
   f(cublasLtMatmulPreferenceSetAttribute)
 
@@ -113,12 +113,12 @@ static bool open_file(const char *file) {
     note_failure(dlerror());
     return false;
   }
-#define FIND(name)                                                              \
-  lib.name = reinterpret_cast<decltype(lib.name)>(dlsym(handle, #name));        \
-  if (lib.name == NULL) {                                                       \
-    note_failure(dlerror());                                                    \
-    dlclose(handle);                                                            \
-    return false;                                                               \
+#define FIND(name)                                                       \
+  lib.name = reinterpret_cast<decltype(lib.name)>(dlsym(handle, #name)); \
+  if (lib.name == NULL) {                                                \
+    note_failure(dlerror());                                             \
+    dlclose(handle);                                                     \
+    return false;                                                        \
   }
   FUNCTIONS(FIND);
 #undef FIND
@@ -198,12 +198,12 @@ static spt_status fail(spt_error *err, const char *op, const char *doing, cublas
   return spt_fail(err, SPT_DEVICE_ERROR, "%s: cuBLAS, %s: status %d", op, doing, (int)code);
 }
 
-#define CUBLAS_TRY(doing, call)                \
-  do {                                         \
-    cublasStatus_t code_ = (call);             \
-    if (code_ != CUBLAS_STATUS_SUCCESS) {      \
-      return fail(err, op, doing, code_);      \
-    }                                          \
+#define CUBLAS_TRY(doing, call)           \
+  do {                                    \
+    cublasStatus_t code_ = (call);        \
+    if (code_ != CUBLAS_STATUS_SUCCESS) { \
+      return fail(err, op, doing, code_); \
+    }                                     \
   } while (0)
 
 static spt_status queue_cublas(spt_cuda_queue *queue, const char *op, spt_cublas **found,
@@ -295,12 +295,14 @@ static cublasStatus_t describe(plan *p) {
   cudaDataType_t operands = type_of(k->operands), y = type_of(k->y_dtype);
   cublasOperation_t turn_b = k->b_turned ? CUBLAS_OP_N : CUBLAS_OP_T;
   cublasOperation_t turn_a = k->a_turned ? CUBLAS_OP_T : CUBLAS_OP_N;
-  int epilogue = (k->bias ? CUBLASLT_EPILOGUE_BIAS : 0) | (k->gelu_tanh ? CUBLASLT_EPILOGUE_GELU : 0);
-  cublasLtEpilogue_t wanted = epilogue != 0 ? (cublasLtEpilogue_t)epilogue : CUBLASLT_EPILOGUE_DEFAULT;
+  int epilogue =
+      (k->bias ? CUBLASLT_EPILOGUE_BIAS : 0) | (k->gelu_tanh ? CUBLASLT_EPILOGUE_GELU : 0);
+  cublasLtEpilogue_t wanted =
+      epilogue != 0 ? (cublasLtEpilogue_t)epilogue : CUBLASLT_EPILOGUE_DEFAULT;
   cublasStatus_t code = lib.cublasLtMatmulDescCreate(&p->product, CUBLAS_COMPUTE_32F, CUDA_R_32F);
-#define THEN(call)                       \
-  if (code == CUBLAS_STATUS_SUCCESS) {   \
-    code = (call);                       \
+#define THEN(call)                     \
+  if (code == CUBLAS_STATUS_SUCCESS) { \
+    code = (call);                     \
   }
 #define SET(attribute, value) \
   THEN(lib.cublasLtMatmulDescSetAttribute(p->product, attribute, &(value), sizeof(value)))
@@ -391,11 +393,10 @@ static spt_status multiply_locked(spt_cuda_queue *queue, spt_cublas *cublas, con
   }
   float one = 1.0f, scale = product->residual != NULL ? 1.0f : 0.0f;
   const void *residual = product->residual != NULL ? product->residual : product->y;
-  CUBLAS_TRY("multiplying",
-             lib.cublasLtMatmul(cublas->handle, p->product, &one, product->b.data, p->b,
-                                product->a.data, p->a, &scale, residual, p->residual, product->y,
-                                p->y, &p->chosen.algo, workspace, p->chosen.workspaceSize,
-                                queue->stream));
+  CUBLAS_TRY("multiplying", lib.cublasLtMatmul(cublas->handle, p->product, &one, product->b.data,
+                                               p->b, product->a.data, p->a, &scale, residual,
+                                               p->residual, product->y, p->y, &p->chosen.algo,
+                                               workspace, p->chosen.workspaceSize, queue->stream));
   *done = true;
   return SPT_OK;
 }

@@ -56,8 +56,8 @@ static spt_status multiply_packed(spt_cuda_queue *queue, const char *op,
                    : multiply_strips(queue, op, p, w, &o, err);
 }
 
-static spt_status multiply_dense(spt_cuda_queue *queue, const char *op,
-                                 const spt_linear_problem *p, spt_error *err) {
+static spt_status multiply_dense(spt_cuda_queue *queue, const char *op, const spt_linear_problem *p,
+                                 spt_error *err) {
   spt_dense_product d = {};
   d.a = p->x;
   d.b = p->w.dense;

@@ -39,8 +39,8 @@ __global__ void bias_sums_kernel(const char *grad, int dtype, int64_t row, int64
 }
 
 /* dbias (cols) by `step` bytes: the blocks' sums, in order. */
-__global__ void bias_kernel(const double *sums, int64_t blocks, int64_t cols, char *dbias, int dtype,
-                            int64_t step) {
+__global__ void bias_kernel(const double *sums, int64_t blocks, int64_t cols, char *dbias,
+                            int dtype, int64_t step) {
   int64_t column = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
   if (column < cols) {
     double all = 0.0;
@@ -88,7 +88,8 @@ static spt_status input_gradient_of_strips(spt_cuda_queue *queue, const char *op
   int64_t values = (int64_t)w->transposed.n_tiles * SPT_TILE_VALUES;
   SPT_TRY(scratch.take(&turned, values * spt_storage_bytes(tiles.dtype), err));
   SPT_TRY(spt_turn_tiles(queue, op, w, tiles.dtype, tiles.data, turned, err));
-  SPT_TRY(spt_rows_for_strips(queue, &scratch, op, &w->transposed, &p->grad, tiles.dtype, &grad, err));
+  SPT_TRY(
+      spt_rows_for_strips(queue, &scratch, op, &w->transposed, &p->grad, tiles.dtype, &grad, err));
   return spt_strips_product(queue, op, &w->transposed, turned, &grad, o, err);
 }
 
@@ -109,7 +110,8 @@ static spt_status input_gradient(spt_cuda_queue *queue, const char *op,
 }
 
 /* Zeros, by copies of one. */
-static spt_status clear(spt_cuda_queue *queue, const char *op, const spt_matrix *m, spt_error *err) {
+static spt_status clear(spt_cuda_queue *queue, const char *op, const spt_matrix *m,
+                        spt_error *err) {
   spt_scratch scratch(queue, op);
   spt_tensor to = {}, zero = {};
   char *memory;

@@ -22,7 +22,7 @@ struct gradient_args {
   int64_t grad_row, x_row, grad_width, x_width, n;
   const spt_gradient_job *jobs;
   const spt_tile_at *at;
-  int64_t per_split; /* tokens, a multiple of `tokens` */
+  int64_t per_split;      /* tokens, a multiple of `tokens` */
   int32_t splits, tokens; /* at a time */
   float *parts;           /* (splits, n_tiles, 256): (column, row) of each */
   int64_t n_tiles;
@@ -129,8 +129,9 @@ struct float_sums {
 #pragma unroll
       for (int i = 0; i < TILES; i++) {
         if (i < count) {
-          float4 v = *reinterpret_cast<const float4 *>(x + t * shape<float>::X_PITCH + column[i] * 4);
-          float(&s)[2][4] = sum[i];
+          float4 v =
+              *reinterpret_cast<const float4 *>(x + t * shape<float>::X_PITCH + column[i] * 4);
+          float (&s)[2][4] = sum[i];
           s[0][0] = fmaf(g.x, v.x, s[0][0]);
           s[0][1] = fmaf(g.x, v.y, s[0][1]);
           s[0][2] = fmaf(g.x, v.z, s[0][2]);
@@ -169,7 +170,8 @@ __global__ __launch_bounds__(WARPS *SPT_WARP) void gradient_kernel(gradient_args
   int64_t begin = split * p.per_split, end = spt_least(p.n, begin + p.per_split);
   int warp = (int)(threadIdx.x / SPT_WARP), tokens = p.tokens;
   int grad_bytes = tokens * shape<E>::GRAD_PITCH, bytes = grad_bytes + tokens * shape<E>::X_PITCH;
-  int first = job->first[warp], count = job->count[warp], columns = (job->end - job->begin) * SPT_TILE;
+  int first = job->first[warp], count = job->count[warp],
+      columns = (job->end - job->begin) * SPT_TILE;
   int column[TILES];
 #pragma unroll
   for (int i = 0; i < TILES; i++) {

@@ -9,7 +9,7 @@
 #include "warp.cuh"
 
 #define WARPS 8
-#define ROWS 32   /* of w, a block */
+#define ROWS 32    /* of w, a block */
 #define TOKENS 128 /* a block: four a lane */
 #define PITCH (ROWS + 1)
 
@@ -129,7 +129,7 @@ spt_status spt_csr_gradient(spt_cuda_queue *queue, const char *op, const spt_gpu
   }
   SPT_TRY(turn_over(queue, &scratch, op, grad, stride, &g, err));
   SPT_TRY(turn_over(queue, &scratch, op, x, stride, &v, err));
-  SPT_LAUNCH(op, csr_gradient_kernel, (unsigned)w->out, WARPS * SPT_WARP, 0, queue->stream, *w, g, v,
-             stride, x->rows, static_cast<float *>(dw->data), dw->col);
+  SPT_LAUNCH(op, csr_gradient_kernel, (unsigned)w->out, WARPS * SPT_WARP, 0, queue->stream, *w, g,
+             v, stride, x->rows, static_cast<float *>(dw->data), dw->col);
   return SPT_OK;
 }

@@ -13,8 +13,8 @@
 
 #define THREADS 256
 #define STAGES 3
-#define ROW_BYTES 64            /* of k, in a stage */
-#define PITCH (ROW_BYTES + 16)  /* so that 8 rows' pieces of 16 bytes lie in different banks */
+#define ROW_BYTES 64           /* of k, in a stage */
+#define PITCH (ROW_BYTES + 16) /* so that 8 rows' pieces of 16 bytes lie in different banks */
 #define PIECES (ROW_BYTES / 16)
 
 /* a (m, k) and b (n, k): rows aligned to 16 bytes, strides in bytes. */
@@ -83,7 +83,8 @@ struct tensor_tile {
       for (int i = 0; i < TM; i++) {
 #pragma unroll
         for (int j = 0; j < TN; j++) {
-          spt_mma_16x8x16<T>(sum[i][j], left[i], right[j / 2][j % 2 * 2], right[j / 2][j % 2 * 2 + 1]);
+          spt_mma_16x8x16<T>(sum[i][j], left[i], right[j / 2][j % 2 * 2],
+                             right[j / 2][j % 2 * 2 + 1]);
         }
       }
     }
@@ -268,7 +269,8 @@ static spt_status launch(spt_cuda_queue *queue, const char *op, const dense_args
                          const spt_linear_output &o, spt_error *err) {
   int64_t tiles = spt_blocks(p.m, Tile::M) * spt_blocks(p.n, Tile::N);
   if (tiles > INT32_MAX) {
-    return spt_fail(err, SPT_UNSUPPORTED, "%s: y has %lld tiles of %d x %d, expected up to 2**31 - 1", op,
+    return spt_fail(err, SPT_UNSUPPORTED,
+                    "%s: y has %lld tiles of %d x %d, expected up to 2**31 - 1", op,
                     (long long)tiles, Tile::M, Tile::N);
   }
   size_t shared = (size_t)STAGES * (Tile::M + Tile::N) * PITCH;
@@ -283,8 +285,13 @@ static spt_status multiply_here(spt_cuda_queue *queue, const char *op, const spt
   SPT_TRY(spt_cuda_aligned_rows(queue, &scratch, op, &p->a, p->operands, &a, err));
   SPT_TRY(spt_cuda_aligned_rows(queue, &scratch, op, &p->b, p->operands, &b, err));
   int64_t size = spt_storage_bytes(p->operands);
-  dense_args args = {static_cast<const char *>(a.data), static_cast<const char *>(b.data),
-                     a.row * size, b.row * size, p->y.rows, p->y.cols, p->a.cols};
+  dense_args args = {static_cast<const char *>(a.data),
+                     static_cast<const char *>(b.data),
+                     a.row * size,
+                     b.row * size,
+                     p->y.rows,
+                     p->y.cols,
+                     p->a.cols};
   spt_linear_output o = spt_linear_output_of(&p->y, &p->bias, &p->residual, p->activation);
   bool large = spt_blocks(args.m, 128) * spt_blocks(args.n, 128) >= queue->device->sm_count;
   switch (p->operands) {
@@ -339,8 +346,8 @@ static spt_status finish(spt_cuda_queue *queue, const char *op, const spt_dense_
   int64_t work = spt_blocks(spt_blocks(c->n, 4) * c->m, 256);
   bool packed = o.packed && c->y_stride % 4 == 0 && (uintptr_t)c->y % 16 == 0;
   SPT_LAUNCH(op, finish_kernel, (unsigned)spt_least(work, 32 * (int64_t)queue->device->sm_count),
-             256, 0, queue->stream, static_cast<const char *>(c->y), (int)c->y_dtype, c->y_stride, o,
-             packed);
+             256, 0, queue->stream, static_cast<const char *>(c->y), (int)c->y_dtype, c->y_stride,
+             o, packed);
   return SPT_OK;
 }
 

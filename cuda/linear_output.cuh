@@ -65,8 +65,8 @@ static __device__ __forceinline__ void spt_put(const spt_linear_output &o, int64
     return;
   }
   if (o.residual != NULL) {
-    value += spt_load_any(o.residual + row * o.residual_row + col * o.residual_col,
-                          o.residual_dtype);
+    value +=
+        spt_load_any(o.residual + row * o.residual_row + col * o.residual_col, o.residual_dtype);
   }
   spt_store_any(o.y + row * o.y_row + col * o.y_col, o.y_dtype, value);
 }
@@ -82,8 +82,9 @@ static __device__ __forceinline__ uint32_t spt_narrow_pair(int dtype, float low,
 
 static __device__ __forceinline__ float2 spt_widen_pair(int dtype, uint32_t pair) {
   uint16_t low = (uint16_t)pair, high = (uint16_t)(pair >> 16);
-  return dtype == SPT_F16 ? make_float2(spt_to_float(spt_half{low}), spt_to_float(spt_half{high}))
-                          : make_float2(spt_to_float(spt_bfloat{low}), spt_to_float(spt_bfloat{high}));
+  return dtype == SPT_F16
+             ? make_float2(spt_to_float(spt_half{low}), spt_to_float(spt_half{high}))
+             : make_float2(spt_to_float(spt_bfloat{low}), spt_to_float(spt_bfloat{high}));
 }
 
 /* The residual of columns col and col + 1, where the output is packed and col is even. */
@@ -127,9 +128,8 @@ static __device__ __forceinline__ void spt_put_four(const spt_linear_output &o, 
   if (o.y_dtype == SPT_F32) {
     *reinterpret_cast<float4 *>(o.y + row * o.y_row + col * 4) = value;
   } else {
-    *reinterpret_cast<uint2 *>(o.y + row * o.y_row + col * 2) =
-        make_uint2(spt_narrow_pair(o.y_dtype, value.x, value.y),
-                   spt_narrow_pair(o.y_dtype, value.z, value.w));
+    *reinterpret_cast<uint2 *>(o.y + row * o.y_row + col * 2) = make_uint2(
+        spt_narrow_pair(o.y_dtype, value.x, value.y), spt_narrow_pair(o.y_dtype, value.z, value.w));
   }
 }
 

@@ -35,20 +35,19 @@ static __device__ __forceinline__ int row_of(const strips_args &a, int strip, in
   return a.rows != NULL ? a.rows[at] : at;
 }
 
-/* Panel p of TOKENS rows from `token` on, zeros outside x. Not waited for. */
+/* Panel p of a block's tokens, of which `rows` are there; `x` is at the first. Zeros outside. Not waited for. */
 template <typename E, int TOKENS>
-static __device__ __forceinline__ void stage_panel(const strips_args &a, int64_t token, int p,
-                                                   char *to) {
+static __device__ __forceinline__ void stage_panel(const strips_args &a, const char *x, int rows,
+                                                   int p, char *to) {
   constexpr int PER_PIECE = 16 / (int)sizeof(E);
-  int pieces = a.panel / PER_PIECE, pitch = spt_panel_pitch(a.panel, sizeof(E));
+  int pieces = a.panel / PER_PIECE, left = (int)a.width - p * a.panel;
+  x += (int64_t)p * a.panel * (int)sizeof(E);
   for (int row = (int)(threadIdx.x / SPT_WARP); row < TOKENS; row += (int)(blockDim.x / SPT_WARP)) {
-    const char *from = a.x + (token + row) * a.x_row;
     for (int piece = lane_of(); piece < pieces; piece += SPT_WARP) {
-      int64_t column = (int64_t)p * a.panel + piece * PER_PIECE;
-      int64_t there = token + row < a.n ? spt_least(a.width - column, PER_PIECE) : 0;
-      int bytes = (int)spt_most(there, 0) * (int)sizeof(E);
-      spt_cp_async_16(to + row * pitch + piece * 16,
-                      bytes > 0 ? from + column * (int64_t)sizeof(E) : a.x, bytes);
+      int there = row < rows ? min(max(left - piece * PER_PIECE, 0), PER_PIECE) : 0;
+      const char *from = there > 0 ? x + row * a.x_row + piece * 16 : a.x;
+      spt_cp_async_16(to + piece * 16 + row * spt_panel_pitch(a.panel, sizeof(E)), from,
+                      there * (int)sizeof(E));
     }
   }
 }
@@ -76,8 +75,8 @@ struct tensor_engine {
     at[slot] = {NO_BLOCK, SPT_WHOLE_TILE};
     if (i < end) {
       at[slot] = a.at[i];
-      weights[slot] = __ldg(reinterpret_cast<const uint4 *>(a.tiles) + (int64_t)i * SPT_WARP +
-                            lane_of());
+      weights[slot] =
+          __ldg(reinterpret_cast<const uint4 *>(a.tiles) + (int64_t)i * SPT_WARP + lane_of());
     }
   }
 
@@ -306,6 +305,12 @@ struct float_engine {
 
 /* ---- the kernel -------------------------------------------------------------------------------- */
 
+/* Worked out where it is wanted: registers are scarce in between. */
+template <int TOKENS>
+static __device__ __forceinline__ int64_t first_token(const strips_args &a) {
+  return (int64_t)(blockIdx.x / (unsigned)a.splits) * TOKENS;
+}
+
 /* x (n, width), tiles (n_tiles, 256), y as in `o`. Grid: (blocks of tokens) * splits. */
 template <typename Engine>
 __global__ __launch_bounds__(Engine::MOST_WARPS *SPT_WARP) void strips_kernel(strips_args a,
@@ -316,13 +321,14 @@ __global__ __launch_bounds__(Engine::MOST_WARPS *SPT_WARP) void strips_kernel(st
   int bytes = Engine::TOKENS * spt_panel_pitch(a.panel, sizeof(E));
   int split = (int)(blockIdx.x % (unsigned)a.splits), groups = (a.n_strips + warps - 1) / warps;
   int rounds = (groups - split + a.splits - 1) / a.splits;
-  int64_t token = (int64_t)(blockIdx.x / (unsigned)a.splits) * Engine::TOKENS;
+  const char *x = a.x + first_token<Engine::TOKENS>(a) * a.x_row;
+  int rows = (int)spt_least(a.n - first_token<Engine::TOKENS>(a), Engine::TOKENS);
   /* Panels that all fit stay; else they go round, once for each round of strips. */
   bool stays = a.panels <= STAGES;
   int loads = stays ? a.panels : a.panels * rounds, step = 0;
   for (int i = 0; i < STAGES - 1; i++) {
     if (i < loads) {
-      stage_panel<E, Engine::TOKENS>(a, token, i, shared + i * bytes);
+      stage_panel<E, Engine::TOKENS>(a, x, rows, i, shared + i * bytes);
     }
     spt_cp_async_commit();
   }
@@ -337,7 +343,7 @@ __global__ __launch_bounds__(Engine::MOST_WARPS *SPT_WARP) void strips_kernel(st
         __syncthreads(); /* the panel is there, and nobody reads the one before it any more */
         int next = step + STAGES - 1;
         if (next < loads) {
-          stage_panel<E, Engine::TOKENS>(a, token, next % a.panels,
+          stage_panel<E, Engine::TOKENS>(a, x, rows, next % a.panels,
                                          shared + next % STAGES * bytes);
         }
         spt_cp_async_commit();
@@ -347,7 +353,7 @@ __global__ __launch_bounds__(Engine::MOST_WARPS *SPT_WARP) void strips_kernel(st
                       (p + 1) * blocks);
     }
     if (strip >= 0) {
-      engine.finish(a, o, token, strip);
+      engine.finish(a, o, first_token<Engine::TOKENS>(a), strip);
     }
   }
 }

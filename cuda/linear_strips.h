@@ -33,8 +33,8 @@ static inline bool spt_plan_panels(const spt_cuda_device *d, int64_t width, int 
   int64_t panels = spt_most(spt_blocks(blocks * SPT_TILE, most), SPT_PANEL_STAGES);
   p->panel = (int)(spt_most(1, spt_blocks(blocks, panels)) * SPT_TILE);
   p->panels = (int)spt_blocks(blocks * SPT_TILE, p->panel);
-  p->shared = (size_t)(SPT_PANEL_STAGES * p->tokens * spt_panel_pitch(p->panel, size) +
-                       p->warps * own);
+  p->shared =
+      (size_t)(SPT_PANEL_STAGES * p->tokens * spt_panel_pitch(p->panel, size) + p->warps * own);
   return true;
 }
 
@@ -50,8 +50,8 @@ static inline double spt_strips_cost(const spt_cuda_device *d, const spt_gpu_str
   double waves = (double)spt_blocks(blocks, beside * d->sm_count);
   double tiles = (double)w->n_tiles / (double)w->n_strips * (double)rounds; /* of a warp */
   double loads = p->panels <= SPT_PANEL_STAGES ? 1.0 : (double)rounds;
-  double bytes = loads * p->tokens * (double)w->width * size +
-                 tiles * p->warps * SPT_TILE_VALUES * size;
+  double bytes =
+      loads * p->tokens * (double)w->width * size + tiles * p->warps * SPT_TILE_VALUES * size;
   double products = tiles * p->warps * p->tokens / 8;
   double multiply = products * (size == 2 ? 2.0 : 16.0);
   double alone = tiles * (p->tokens / 8 * (size == 2 ? 10.0 : 64.0) + 100.0);
@@ -73,16 +73,17 @@ static inline bool spt_plan_strips(const spt_cuda_device *d, const spt_gpu_strip
       if (!spt_plan_panels(d, w->width, size, own, &p)) {
         continue;
       }
-      for (int64_t splits = 1;; splits = splits < 4 ? splits + 1 : splits + splits / 3) {
+      /* Few, or blocks for each SM once or twice, or each round of strips a block of its own. */
+      int64_t each = spt_most(1, (int64_t)d->sm_count / spt_blocks(n, tokens));
+      int64_t beside = spt_most(1, d->shared_per_block / (int64_t)p.shared);
+      const int64_t candidates[] = {1, 2, 3, 4, each, 2 * each, beside * each, groups};
+      for (int64_t splits : candidates) {
         p.splits = (int)spt_least(splits, groups);
         double cost = spt_strips_cost(d, w, n, size, &p);
         if (!found || cost < least) {
           *best = p;
           least = cost;
           found = true;
-        }
-        if (splits >= groups || spt_blocks(n, tokens) * splits >= 4 * (int64_t)d->sm_count) {
-          break;
         }
       }
     }

@@ -15,7 +15,7 @@
 struct value_source {
   const char *data;
   int32_t dtype;
-  bool dense;                /* (out, in) by strides in bytes, or (kept columns, 16) */
+  bool dense; /* (out, in) by strides in bytes, or (kept columns, 16) */
   int64_t row, col;
   const int32_t *rows, *columns; /* the strips' */
   int64_t out, width;
@@ -253,9 +253,8 @@ spt_status spt_cuda_prepare(void *state, const spt_weight *weight, spt_dtype com
     return spt_fail(err, SPT_OUT_OF_MEMORY, "%s: no memory", op);
   }
   w->pool = queue->pool;
-  spt_status status = weight->csr != NULL
-                          ? prepare_csr(queue, op, weight->csr, w, err)
-                          : prepare_strips(queue, op, weight, compute, w, err);
+  spt_status status = weight->csr != NULL ? prepare_csr(queue, op, weight->csr, w, err)
+                                          : prepare_strips(queue, op, weight, compute, w, err);
   if (status != SPT_OK) {
     spt_cuda_prepared_free(state, w);
     return status;

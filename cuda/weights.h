@@ -20,14 +20,14 @@ typedef struct spt_tile_at {
 
 /* Strips of w, or of w transposed. A strip's tiles follow one another, by block. Arrays are the device's. */
 typedef struct spt_gpu_strips {
-  int64_t out, in;    /* of the matrix */
-  int64_t width;      /* columns of x after gathering; in where it is not gathered */
+  int64_t out, in; /* of the matrix */
+  int64_t width;   /* columns of x after gathering; in where it is not gathered */
   int32_t n_strips, n_tiles;
-  const int32_t *first;    /* (n_strips + 1) a strip's first tile */
-  const spt_tile_at *at;   /* (n_tiles) */
-  const int32_t *order;    /* (n_strips) the longest first */
-  const int32_t *rows;     /* (n_strips * 16) output row or -1; NULL: 16 strip + r */
-  const int32_t *columns;  /* (width) which column of x, or -1 for zeros; NULL: x as it is */
+  const int32_t *first;   /* (n_strips + 1) a strip's first tile */
+  const spt_tile_at *at;  /* (n_tiles) */
+  const int32_t *order;   /* (n_strips) the longest first */
+  const int32_t *rows;    /* (n_strips * 16) output row or -1; NULL: 16 strip + r */
+  const int32_t *columns; /* (width) which column of x, or -1 for zeros; NULL: x as it is */
 } spt_gpu_strips;
 
 /* What one block of the weights' gradient computes: of 16 neighbouring strips the tiles of blocks
@@ -55,9 +55,11 @@ typedef struct spt_gpu_weights {
   spt_dtype dtype;
   const void *tiles;
   spt_gpu_strips forward, transposed;
-  const int32_t *source;  /* (n_tiles) of transposed: the tile of forward that each is, turned over */
-  const int32_t *strip;   /* (n_tiles) of forward: its strip */
-  const int64_t *column;  /* (n_tiles) of forward: its first among the kept columns, as values have them */
+  const int32_t
+      *source;          /* (n_tiles) of transposed: the tile of forward that each is, turned over */
+  const int32_t *strip; /* (n_tiles) of forward: its strip */
+  const int64_t
+      *column; /* (n_tiles) of forward: its first among the kept columns, as values have them */
   const spt_gradient_job *jobs;
   int32_t n_jobs;
   spt_gpu_csr csr, csr_transposed;

@@ -293,8 +293,8 @@ static spt_status index_strips(const char *op, indexing *x, spt_gpu_weights *w,
   fill_tiles(x, w);
   turn_tiles(w);
   SPT_TRY(order_by_size(op, w->forward.first, w->forward.n_strips, fill(w->forward.order), err));
-  SPT_TRY(order_by_size(op, w->transposed.first, w->transposed.n_strips,
-                        fill(w->transposed.order), err));
+  SPT_TRY(order_by_size(op, w->transposed.first, w->transposed.n_strips, fill(w->transposed.order),
+                        err));
   /* How many jobs there are shows only when the tiles are known. */
   w->n_jobs = cut_all_jobs(&w->forward, NULL);
   size_t jobs = (size_t)w->n_jobs * sizeof *w->jobs;
@@ -357,7 +357,8 @@ static void turn_csr(const spt_gpu_csr *w, const spt_gpu_csr *t) {
 
 spt_status spt_index_csr(const char *op, const spt_csr *csr, spt_gpu_weights *w,
                          spt_host_index *index, spt_error *err) {
-  int64_t base = csr->row_ptr[0], nnz = csr->row_ptr[csr->out] - base; /* some rows of a larger matrix */
+  int64_t base = csr->row_ptr[0],
+          nnz = csr->row_ptr[csr->out] - base; /* some rows of a larger matrix */
   carver sizes = {}, pieces = {};
   w->csr.out = w->csr_transposed.in = csr->out;
   w->csr.in = w->csr_transposed.out = csr->in;
