@@ -60,13 +60,10 @@ __global__ void __launch_bounds__(WARP_THREADS)
   for (int64_t i = blockIdx.x * warps + threadIdx.x / SPT_WARP; i < count; i += step) {
     spt_topk_row row = spt_topk_row_of(job, first + i);
     uint32_t keys[ROUNDS];
-    bool nan = false;
-#pragma unroll
-    for (int r = 0; r < ROUNDS; r++) {
-      int j = r * SPT_WARP + lane;
-      keys[r] = j < row.n ? spt_topk_load<T>(job, row, j, &nan) : SPT_NO_KEY;
-    }
-    if (__any_sync(SPT_ALL_LANES, nan) || row.k == 0) {
+    int64_t nan_at = SPT_NO_NAN;
+    spt_topk_load<T>(keys, job, row, lane, SPT_WARP, row.n, &nan_at);
+    spt_topk_report(job, row, nan_at);
+    if (__any_sync(SPT_ALL_LANES, nan_at != SPT_NO_NAN) || row.k == 0) {
       continue;
     }
     spt_topk_selection most = select_by_warp<spt_topk_bits<T>::N>(keys, (int)row.k);
@@ -142,11 +139,19 @@ __global__ void topk_block_kernel(spt_topk_job job, int64_t first, int64_t count
   uint32_t *keys = reinterpret_cast<uint32_t *>(memory + 1);
   for (int64_t i = blockIdx.x; i < count; i += gridDim.x) {
     spt_topk_row row = spt_topk_row_of(job, first + i);
-    bool nan = false;
-    for (int64_t j = threadIdx.x; j < row.n; j += blockDim.x) {
-      keys[j] = spt_topk_load<T>(job, row, j, &nan);
+    int64_t nan_at = SPT_NO_NAN;
+    for (int64_t j = threadIdx.x; j < row.n; j += 4 * blockDim.x) {
+      uint32_t some[4];
+      spt_topk_load<T>(some, job, row, j, blockDim.x, row.n, &nan_at);
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        if (j + i * blockDim.x < row.n) {
+          keys[j + i * blockDim.x] = some[i];
+        }
+      }
     }
-    if (!__syncthreads_or(nan) && row.k > 0) {
+    spt_topk_report(job, row, nan_at);
+    if (!__syncthreads_or(nan_at != SPT_NO_NAN) && row.k > 0) {
       spt_topk_selection most =
           select_by_block<spt_topk_bits<T>::N>(keys, (int)row.n, (int)row.k, memory);
       spt_topk_before before = {0, 0};

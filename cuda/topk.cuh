@@ -73,19 +73,40 @@ static __device__ __forceinline__ uint32_t spt_topk_key(float score) {
   return (bits >> 31 ? bits : ~bits & 0x7fffffffu) >> (32 - spt_topk_bits<T>::N);
 }
 
-/* The key of score j < row.n; tells the host of NaN, and *nan. */
-template <typename T>
-static __device__ __forceinline__ uint32_t spt_topk_load(const spt_topk_job &job,
-                                                         const spt_topk_row &row, int64_t j,
-                                                         bool *nan) {
-  float score = spt_load(reinterpret_cast<const T *>(row.scores + j * job.scores.step));
-  if (score != score) {
-    *nan = true;
-    atomicMin(job.nan_at, (unsigned long long)(row.number + j));
+#define SPT_NO_NAN INT64_MAX
+
+/* The keys of scores j, j + step, ... that lie before `end`, SPT_NO_KEY for the others; *nan_at becomes
+ * the least j whose score is NaN, if there is one below it. All loads are under way before the first is
+ * waited for: nothing between them may write. */
+template <typename T, int N>
+static __device__ __forceinline__ void spt_topk_load(uint32_t (&keys)[N], const spt_topk_job &job,
+                                                     const spt_topk_row &row, int64_t j,
+                                                     int64_t step, int64_t end, int64_t *nan_at) {
+  float scores[N];
+#pragma unroll
+  for (int i = 0; i < N; i++) {
+    int64_t at = j + i * step;
+    const char *score = row.scores + at * job.scores.step;
+    scores[i] = at < end ? spt_load(reinterpret_cast<const T *>(score)) : 0.0f;
   }
-  bool first = (job.protected_first && j == 0) ||
-               (job.protect != nullptr && job.protect[row.first + j] != 0);
-  return first ? 0 : spt_topk_key<T>(score);
+#pragma unroll
+  for (int i = 0; i < N; i++) {
+    int64_t at = j + i * step;
+    bool is_first = job.protected_first && at == 0;
+    if (job.protect != nullptr && at < end) {
+      is_first = job.protect[row.first + at] != 0;
+    }
+    keys[i] = at >= end ? SPT_NO_KEY : is_first ? 0 : spt_topk_key<T>(scores[i]);
+    *nan_at = scores[i] != scores[i] && at < *nan_at ? at : *nan_at;
+  }
+}
+
+/* Tells the host. */
+static __device__ __forceinline__ void spt_topk_report(const spt_topk_job &job,
+                                                       const spt_topk_row &row, int64_t nan_at) {
+  if (nan_at != SPT_NO_NAN) {
+    atomicMin(job.nan_at, (unsigned long long)(row.number + nan_at));
+  }
 }
 
 struct spt_topk_selection {

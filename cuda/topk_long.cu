@@ -1,7 +1,8 @@
 /* topk of long sequences, each shared by many blocks: a radix select with 11 bits a pass. A block counts
- * the digits of its chunk in shared memory and adds them to the sequence's histogram; the next pass
- * begins by finding in it which digit the k-th smallest key has. Then chunks count what they select, and
- * write it behind what those before them do. Bound by memory: scores are read 5 times (4 in 16 bits), from
+ * the digits of its chunk in shared memory and adds them to the sequence's histogram; each block of the
+ * next kernel begins by finding in it which digit the k-th smallest key has, which is cheaper than a
+ * kernel of its own for that. Then chunks count what they select, and write it behind what those before
+ * them do. Bound by memory: scores are read 5 times (4 in 16 bits), from
  * L2 where they fit that. Counts are whole numbers, so the order in which blocks add does not show. */
 #include "topk.cuh"
 
@@ -9,8 +10,9 @@
 #define DIGIT 11
 #define BINS (1 << DIGIT)
 #define TILE 8192 /* keys that a block writes at a time */
+#define AT_ONCE 4 /* loads of a thread */
 #define MOST_CHUNKS 2048
-#define MOST_AT_ONCE 512 /* sequences: their histograms take 48 KiB each */
+#define MOST_SEQUENCES 512 /* of one launch: their histograms take 48 KiB each */
 
 template <typename T>
 struct digits {
@@ -22,20 +24,21 @@ struct digits {
 };
 #define MOST_PASSES 3
 
-struct long_job {
-  spt_topk_job job;
-  int64_t first;            /* sequence */
-  int64_t chunk, chunks;    /* keys of a block, blocks of a sequence */
-  unsigned long long *bins; /* (sequences, MOST_PASSES, BINS) */
-  spt_topk_before *counts;  /* (sequences, chunks) */
-};
-
 /* What is known of the k-th smallest key: bits from `shift` up, and its place among keys that share
  * them. */
 struct known_bits {
   uint32_t prefix;
   int shift;
   int64_t k;
+};
+
+struct long_job {
+  spt_topk_job job;
+  int64_t first;            /* sequence */
+  int64_t chunk, chunks;    /* keys of a block, blocks of a sequence */
+  unsigned long long *bins; /* (sequences, MOST_PASSES, BINS) */
+  known_bits *known;        /* (sequences, MOST_PASSES), behind each pass */
+  spt_topk_before *counts;  /* (sequences, chunks) */
 };
 
 struct find_memory {
@@ -77,16 +80,25 @@ static __device__ void find_digit(const unsigned long long *bins, int64_t k, fin
   __syncthreads();
 }
 
-/* From the histograms of the passes before. */
+/* What is known before a pass: what was before the last one, and what that one's histogram adds. The
+ * sequence's first block leaves it for the next. */
 template <typename T>
-static __device__ known_bits find_bits(const unsigned long long *bins, int passes, int64_t k,
+static __device__ known_bits find_bits(const long_job &a, int64_t sequence, int pass, int64_t k,
                                        find_memory *memory) {
   known_bits known = {0, digits<T>::unknown(0), k};
-  for (int pass = 0; pass < passes; pass++) {
-    find_digit(bins + pass * BINS, known.k, memory);
-    known.shift = digits<T>::unknown(pass + 1);
-    known.prefix |= memory->digit << known.shift;
-    known.k -= (int64_t)memory->below;
+  known_bits *all = a.known + sequence * MOST_PASSES;
+  if (pass == 0) {
+    return known;
+  }
+  if (pass > 1) {
+    known = all[pass - 2];
+  }
+  find_digit(a.bins + (sequence * MOST_PASSES + pass - 1) * BINS, known.k, memory);
+  known.shift = digits<T>::unknown(pass);
+  known.prefix |= memory->digit << known.shift;
+  known.k -= (int64_t)memory->below;
+  if (blockIdx.x % a.chunks == 0 && threadIdx.x == 0) {
+    all[pass - 1] = known;
   }
   return known;
 }
@@ -117,27 +129,32 @@ __global__ void __launch_bounds__(THREADS) topk_digits_kernel(long_job a, int pa
   int64_t sequence = blockIdx.x / a.chunks, begin = blockIdx.x % a.chunks * a.chunk;
   spt_topk_row row = spt_topk_row_of(a.job, a.first + sequence);
   int64_t end = spt_least(begin + a.chunk, row.n);
-  unsigned long long *all = a.bins + sequence * MOST_PASSES * BINS;
-  bool nan = false;
+  unsigned long long *all = a.bins + (sequence * MOST_PASSES + pass) * BINS;
+  int64_t nan_at = SPT_NO_NAN;
   if (begin >= end || (pass > 0 && row.k == 0)) { /* the first pass looks for NaN in any case */
     return;
   }
-  known_bits known = find_bits<T>(all, pass, row.k, memory);
+  known_bits known = find_bits<T>(a, sequence, pass, row.k, memory);
   int shift = digits<T>::unknown(pass + 1);
   for (int i = (int)threadIdx.x; i < BINS; i += THREADS) {
     bins[i] = 0;
   }
   __syncthreads();
-  for (int64_t j = begin; j < end; j += THREADS) { /* all lanes stay, for the votes */
-    bool inside = j + threadIdx.x < end;
-    uint32_t key = inside ? spt_topk_load<T>(a.job, row, j + threadIdx.x, &nan) : SPT_NO_KEY;
-    bool shares = pass == 0 || key >> known.shift == known.prefix >> known.shift;
-    add_to_bins(bins, key >> shift & (BINS - 1), inside && shares);
+  for (int64_t j = begin; j < end; j += AT_ONCE * THREADS) { /* all lanes stay, for the votes */
+    uint32_t keys[AT_ONCE];
+    spt_topk_load<T>(keys, a.job, row, j + threadIdx.x, THREADS, end, &nan_at);
+#pragma unroll
+    for (int i = 0; i < AT_ONCE; i++) {
+      bool shares = pass == 0 || keys[i] >> known.shift == known.prefix >> known.shift;
+      bool inside = j + threadIdx.x + i * THREADS < end;
+      add_to_bins(bins, keys[i] >> shift & (BINS - 1), inside && shares);
+    }
   }
+  spt_topk_report(a.job, row, nan_at);
   __syncthreads();
   for (int i = (int)threadIdx.x; i < BINS; i += THREADS) {
     if (bins[i] > 0) {
-      atomicAdd(all + pass * BINS + i, (unsigned long long)bins[i]);
+      atomicAdd(all + i, (unsigned long long)bins[i]);
     }
   }
 }
@@ -149,16 +166,20 @@ __global__ void __launch_bounds__(THREADS) topk_count_kernel(long_job a) {
   int64_t sequence = blockIdx.x / a.chunks, begin = blockIdx.x % a.chunks * a.chunk;
   spt_topk_row row = spt_topk_row_of(a.job, a.first + sequence);
   int64_t end = spt_least(begin + a.chunk, row.n);
-  bool nan = false;
+  int64_t nan_at = SPT_NO_NAN;
   if (begin >= end || row.k == 0) {
     return; /* nobody reads the counts */
   }
-  const unsigned long long *all = a.bins + sequence * MOST_PASSES * BINS;
-  uint32_t key = find_bits<T>(all, digits<T>::PASSES, row.k, memory).prefix, less = 0, equal = 0;
-  for (int64_t j = begin + threadIdx.x; j < end; j += THREADS) {
-    uint32_t other = spt_topk_load<T>(a.job, row, j, &nan);
-    less += other < key;
-    equal += other == key;
+  uint32_t key = find_bits<T>(a, sequence, digits<T>::PASSES, row.k, memory).prefix;
+  uint32_t less = 0, equal = 0;
+  for (int64_t j = begin + threadIdx.x; j < end; j += AT_ONCE * THREADS) {
+    uint32_t keys[AT_ONCE];
+    spt_topk_load<T>(keys, a.job, row, j, THREADS, end, &nan_at);
+#pragma unroll
+    for (int i = 0; i < AT_ONCE; i++) {
+      less += keys[i] < key;
+      equal += keys[i] == key;
+    }
   }
   unsigned long long sum = spt_warp_sum((unsigned long long)equal << 32 | less);
   __syncthreads();
@@ -176,7 +197,6 @@ __global__ void __launch_bounds__(THREADS) topk_count_kernel(long_job a) {
 }
 
 struct write_memory {
-  find_memory find;
   unsigned long long less[THREADS / SPT_WARP], equal[THREADS / SPT_WARP];
   uint32_t counts[2 * SPT_WARP];
 };
@@ -211,19 +231,23 @@ __global__ void __launch_bounds__(THREADS) topk_write_kernel(long_job a) {
   int64_t sequence = blockIdx.x / a.chunks, at = blockIdx.x % a.chunks, begin = at * a.chunk;
   spt_topk_row row = spt_topk_row_of(a.job, a.first + sequence);
   int64_t end = spt_least(begin + a.chunk, row.n);
-  bool nan = false;
+  int64_t nan_at = SPT_NO_NAN;
   if (begin >= end || row.k == 0) {
     return;
   }
-  const unsigned long long *all = a.bins + sequence * MOST_PASSES * BINS;
-  known_bits known = find_bits<T>(all, digits<T>::PASSES, row.k, &memory->find);
+  known_bits known = a.known[sequence * MOST_PASSES + digits<T>::PASSES - 1];
   spt_topk_selection most = {known.prefix, known.k};
   spt_topk_before before = add_chunks(a.counts + sequence * a.chunks, at, memory);
   for (int64_t tile = begin; tile < end; tile += TILE) {
     int n = (int)spt_least(TILE, end - tile);
     __syncthreads(); /* of the last tile's readers */
-    for (int i = (int)threadIdx.x; i < n; i += THREADS) {
-      keys[i] = spt_topk_load<T>(a.job, row, tile + i, &nan);
+    for (int i = (int)threadIdx.x; i < TILE; i += AT_ONCE * THREADS) {
+      uint32_t some[AT_ONCE];
+      spt_topk_load<T>(some, a.job, row, tile + i, THREADS, end, &nan_at);
+#pragma unroll
+      for (int u = 0; u < AT_ONCE; u++) {
+        keys[i + u * THREADS] = some[u];
+      }
     }
     __syncthreads();
     spt_topk_write_block<T>(a.job, row, most, keys, n, tile, memory->counts, &before);
@@ -248,10 +272,13 @@ spt_status spt_topk_long(spt_cuda_queue *queue, const char *op, spt_dtype dtype,
                          const spt_topk_job &job, int64_t first, int64_t count, int64_t longest,
                          spt_error *err) {
   spt_scratch scratch(queue, op);
-  int64_t at_once = spt_least(count, MOST_AT_ONCE), bins = at_once * MOST_PASSES * BINS;
-  int64_t tiles = spt_blocks(longest, TILE), each = spt_blocks(tiles, MOST_CHUNKS);
-  long_job a = {job, first, each * TILE, spt_blocks(tiles, each), NULL, NULL};
+  int64_t at_once = spt_least(count, MOST_SEQUENCES), bins = at_once * MOST_PASSES * BINS;
+  int64_t tiles = spt_blocks(longest, TILE), blocks = 8 * (int64_t)queue->device->sm_count;
+  int64_t each = spt_most(spt_blocks(tiles * at_once, blocks), spt_blocks(tiles, MOST_CHUNKS));
+  each = spt_least(each, tiles); /* tiles of a chunk: what a block does besides should not weigh */
+  long_job a = {job, first, each * TILE, spt_blocks(tiles, each), NULL, NULL, NULL};
   SPT_TRY(scratch.take(&a.bins, bins, err));
+  SPT_TRY(scratch.take(&a.known, at_once * MOST_PASSES, err));
   SPT_TRY(scratch.take(&a.counts, at_once * a.chunks, err));
   for (int64_t done = 0; done < count; done += at_once) {
     int64_t now = spt_least(at_once, count - done);
