@@ -161,6 +161,7 @@ static void describe(const spt_cuda_queue *queue, const spt_attention_problem *p
   s->heads = p->heads;
   s->sequences = p->sequences;
   s->rows = p->q_offsets != NULL ? p->queries : p->sequences * p->queries;
+  s->packed = p->q_offsets != NULL;
   s->most_keys = longest(p, p->kv_offsets, p->keys);
   s->left = p->left;
   s->right = p->right;

@@ -8,8 +8,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "../csrc/integer.h"
-#include "launch.h"
+#include "view.cuh"
 
 typedef enum spt_attention_form {
   SPT_ATTEND_SIMPLY,     /* any widths */
@@ -22,7 +21,8 @@ typedef struct spt_attention_shape {
   bool floats; /* float32, else 16 bits */
   bool extras; /* pairs are looked at one by one */
   int64_t d, dv, heads, sequences;
-  int64_t rows;        /* queries of all sequences */
+  int64_t rows; /* queries of all sequences */
+  bool packed;
   int64_t most_keys;   /* of any */
   int64_t left, right; /* the window */
   int sm_count, shared_per_block;
@@ -54,10 +54,18 @@ static __host__ __device__ inline int spt_result_pitch(int width) {
   return spt_round_up(width, 32) + 8;
 }
 
+/* About as many blocks as there are to run at once. */
+static inline int64_t spt_attention_blocks(const spt_attention_shape *s, int tile) {
+  int64_t each = s->rows / spt_most(1, s->sequences); /* where packed, on average */
+  return s->heads * (s->packed ? spt_most(spt_blocks(s->rows, tile), s->sequences)
+                               : s->sequences * spt_blocks(each, tile));
+}
+
 /* Keys that `tile` neighbouring queries may see, the first at a multiple of 16. */
 static inline int64_t spt_span_seen(const spt_attention_shape *s, int64_t tile) {
   int64_t window = s->left + s->right;
-  return window > s->most_keys ? s->most_keys : spt_min(s->most_keys, window + tile + SPT_MMA - 1);
+  return window > s->most_keys ? s->most_keys
+                               : spt_least(s->most_keys, window + tile + SPT_MMA - 1);
 }
 
 /* ---- whole rows ---------------------------------------------------------------------------------- */
@@ -65,8 +73,6 @@ static inline int64_t spt_span_seen(const spt_attention_shape *s, int64_t tile) 
 /* Longer rows stream: a block would hold but 16 or 32 queries, and K and V be read for each. */
 #define SPT_WHOLE_ROWS_MOST 512
 #define SPT_WHOLE_ROWS_WIDTH 256
-/* Blocks for each multiprocessor under which they are made smaller. */
-#define SPT_BLOCKS_WANTED 2
 
 /* q, k and v; results take the place of q and k; then per warp and row a maximum and a sum, the columns'
  * sums, and a float per warp. */
@@ -89,14 +95,13 @@ static inline bool spt_plan_whole_rows(const spt_attention_shape *s, spt_attenti
   for (p->row_warps = 4; p->row_warps >= 1; p->row_warps /= 2) {
     p->tile = SPT_MMA * p->row_warps;
     int64_t span = spt_span_seen(s, p->tile);
-    int64_t blocks = (spt_ceil_div(s->rows, p->tile) + s->sequences) * s->heads;
-    bool few = blocks < (int64_t)SPT_BLOCKS_WANTED * s->sm_count;
+    bool few = spt_attention_blocks(s, p->tile) < s->sm_count;
     if (span > SPT_WHOLE_ROWS_MOST || (p->row_warps > 1 && few)) {
       continue;
     }
-    int64_t each = spt_ceil_div(span, 4 / p->row_warps);
+    int64_t each = spt_blocks(span, 4 / p->row_warps);
     p->keys = each <= 64 ? 64 : each <= 128 ? 128 : 256;
-    p->key_warps = (int)spt_max(1, spt_ceil_div(span, p->keys));
+    p->key_warps = (int)spt_most(1, spt_blocks(span, p->keys));
     p->span = spt_round_up(span, SPT_MMA);
     p->shared = spt_whole_rows_shared(s, p);
     if (p->key_warps * p->row_warps <= 4 && p->shared <= (size_t)s->shared_per_block) {
@@ -109,7 +114,7 @@ static inline bool spt_plan_whole_rows(const spt_attention_shape *s, spt_attenti
 /* ---- streaming ----------------------------------------------------------------------------------- */
 
 static inline int spt_template_width(const spt_attention_shape *s) {
-  int64_t width = spt_max(s->d, s->dv);
+  int64_t width = spt_most(s->d, s->dv);
   return width <= 32 ? 32 : width <= 64 ? 64 : width <= 96 ? 96 : width <= 128 ? 128 : 256;
 }
 
@@ -131,8 +136,7 @@ static inline bool spt_plan_streaming(const spt_attention_shape *s, spt_attentio
     size_t results = (size_t)p->tile * spt_result_pitch(p->width) * 4;
     size_t columns = (size_t)SPT_STREAM_WARPS * p->keys + 8;
     p->shared = (rows > results ? rows : results) + columns * 4;
-    int64_t blocks = (spt_ceil_div(s->rows, p->tile) + s->sequences) * s->heads;
-    bool few = blocks < (int64_t)SPT_BLOCKS_WANTED * s->sm_count;
+    bool few = spt_attention_blocks(s, p->tile) < 2 * (int64_t)s->sm_count;
     if (p->shared <= (size_t)s->shared_per_block && (tiles == 1 || !few)) {
       return true;
     }
@@ -159,8 +163,7 @@ static inline bool spt_plan_floats(const spt_attention_shape *s, spt_attention_p
                     (size_t)p->tile * spt_float_pitch(p->keys) + 8;
     size_t results = (size_t)p->tile * spt_result_pitch(p->width) + 8;
     p->shared = (floats > results ? floats : results) * 4;
-    int64_t blocks = (spt_ceil_div(s->rows, p->tile) + s->sequences) * s->heads;
-    bool few = blocks < (int64_t)SPT_BLOCKS_WANTED * s->sm_count;
+    bool few = spt_attention_blocks(s, p->tile) < 2 * (int64_t)s->sm_count;
     if (p->shared <= (size_t)s->shared_per_block && (rows == 2 || !few)) {
       return true;
     }
