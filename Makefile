@@ -2,7 +2,10 @@
 # make test      install what the tests need, then run them all
 # make install   everything, the demo's weights too
 # make results-tables   docs/results.md and its plots, from docs/results/*.json
+# make cuda      compile the CUDA backend for all GPUs that it knows; needs nvcc, no GPU
 # make lint · make bench · make test-sanitize · make test-amx · make test-scalar
+# make test-gpu · make bench-gpu   on a machine with a GPU, with what its Python has: no network
+# make test-cuda-on-cpu   the ops' tests on the CUDA kernels, run by the CPU thread by thread
 # make clean · make distclean
 PYTHON ?= python3
 VENV ?= .venv
@@ -15,11 +18,13 @@ BIN := $(VENV)/bin
 STAMPS := $(VENV)/stamps
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CORE_SOURCES := $(shell find csrc -name '*.[ch]') CMakeLists.txt pyproject.toml constraints.txt
-FORMATTED := $(filter csrc/%,$(CORE_SOURCES))
+FORMATTED := $(filter csrc/%,$(CORE_SOURCES)) $(shell find cuda tests/cuda_on_cpu -name '*.cu' \
+  -o -name '*.cuh' -o -name '*.h' -o -name '*.cc')
 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: demo test install lint format bench results-tables test-sanitize test-amx test-scalar clean distclean
+.PHONY: demo test install lint format bench results-tables test-sanitize test-amx test-scalar cuda \
+  test-cuda-on-cpu test-gpu bench-gpu clean distclean
 
 # A demo that was stopped goes on; one that is through starts anew.
 demo: $(STAMPS)/demo
@@ -67,12 +72,12 @@ $(STAMPS)/core: $(STAMPS)/build-tools $(CORE_SOURCES)
 	PATH="$(abspath $(BIN)):$$PATH" $(PIP) install --no-build-isolation --no-deps -e .
 	@touch $@
 
-$(STAMPS)/demo $(STAMPS)/bench $(STAMPS)/test $(STAMPS)/lint: $(STAMPS)/%: pyproject.toml constraints.txt | $(STAMPS)/core
+$(STAMPS)/demo $(STAMPS)/bench $(STAMPS)/test $(STAMPS)/lint $(STAMPS)/cuda: $(STAMPS)/%: pyproject.toml constraints.txt | $(STAMPS)/core
 	PATH="$(abspath $(BIN)):$$PATH" $(PIP) install --no-build-isolation -c constraints.txt -e '.[$*]'
 	@touch $@
 
 # The order-only prerequisite above installs the core first; these also follow its changes.
-demo test install lint bench results-tables: $(STAMPS)/core
+demo test install lint bench results-tables cuda test-cuda-on-cpu: $(STAMPS)/core
 
 # ---- the ops on other builds of the core -------------------------------------------------------
 # Each has an environment of its own that sees .venv's packages but not its spatile (a path file
@@ -111,6 +116,52 @@ test-amx: build/sanitize/stamp
 
 test-scalar: build/scalar/stamp
 	build/scalar/venv/bin/python -m pytest tests/ops tests/inference $(PYTEST_ARGS)
+
+# ---- the CUDA backend --------------------------------------------------------------------------
+# Copied beside the core, where it is looked for.
+
+cuda: $(STAMPS)/cuda
+	@$(BIN)/cmake -S cuda -B build/cuda -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
+	  -DPython_EXECUTABLE=$(abspath $(BIN))/python
+	$(BIN)/cmake --build build/cuda
+	cp build/cuda/libspatile_cuda.so \
+	  "$$($(BIN)/python -c 'import os, spatile._core as core; print(os.path.dirname(core.__file__))')"
+
+# ON_CPU_ARGS=--watch finds races and reads outside of everything, at a fraction of the speed.
+ON_CPU_ARGS ?=
+ON_CPU := build/cuda_on_cpu/libspatile_cuda_on_cpu.so
+test-cuda-on-cpu: $(STAMPS)/test
+	$(BIN)/python tests/cuda_on_cpu/build.py build/cuda_on_cpu $(ON_CPU_ARGS)
+	$(BIN)/python -m pytest tests/cuda_on_cpu $(PYTEST_ARGS)
+	SPATILE_DEVICE=cuda-on-cpu SPATILE_CUDA_LIBRARY=$(abspath $(ON_CPU)) \
+	  $(BIN)/python -m pytest tests/ops $(PYTEST_ARGS)
+
+# ---- on a machine with a GPU -------------------------------------------------------------------
+# With GPU_PYTHON's own NumPy, torch, pytest, cmake and ninja: nothing is installed. Core and backend, for
+# the GPU at hand alone, are built into build/gpu/site, which comes before any other spatile.
+GPU_PYTHON ?= python3
+GPU_ARCHITECTURES ?= native
+GPU_RESULTS ?= build/gpu
+BENCH_GPU_ARGS ?=
+ON_GPU := PYTHONPATH=$(abspath build/gpu/site):$$PYTHONPATH PYTHONUNBUFFERED=1 $(GPU_PYTHON)
+
+.PHONY: build-gpu
+build-gpu:
+	cmake -S . -B build/gpu/cmake -G Ninja -DSPATILE_CUDA=ON \
+	  -DCMAKE_CUDA_ARCHITECTURES=$(GPU_ARCHITECTURES) -DPython_EXECUTABLE="$$(command -v $(GPU_PYTHON))"
+	cmake --build build/gpu/cmake
+	rm -rf build/gpu/site && mkdir -p build/gpu/site && cp -r python/spatile build/gpu/site
+	rm -f build/gpu/site/spatile/*.so
+	cmake --install build/gpu/cmake --prefix build/gpu/site
+
+# In parallel where pytest-xdist is there.
+test-gpu: build-gpu
+	SPATILE_DEVICE=cuda $(ON_GPU) tests/gpu_report.py $(GPU_RESULTS)/test-gpu.json tests/ops tests/device \
+	  -q -p no:cacheprovider $$($(GPU_PYTHON) -c "import xdist; print('-n 8')" 2>/dev/null) $(PYTEST_ARGS)
+
+bench-gpu: build-gpu
+	@mkdir -p $(GPU_RESULTS)
+	$(ON_GPU) -m spatile.benchmarks.gpu --json $(GPU_RESULTS)/bench-gpu.json $(BENCH_GPU_ARGS)
 
 clean:
 	rm -rf build dist $(DEMO_RUN) .pytest_cache .mypy_cache .ruff_cache .hypothesis

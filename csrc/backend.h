@@ -1,15 +1,23 @@
 /* backend.h: the one table that a backend fills, and the derived problems that its slots receive.
  *
  * The op layer (ops/) has validated everything and put it into the forms below: a slot only asserts.
- * A NULL slot means "not supported", and the op layer says so. Slots are synchronous unless they
- * say otherwise, and thread-safe: callers may come from several threads at once. */
+ * A NULL slot means "not supported", and the op layer says so. Slots are thread-safe: callers may
+ * come from several threads at once.
+ *
+ * Memory: the data of tensors, matrices and heads is the device's. Plain pointers in a problem
+ * (offsets, counts, lengths, penalty, cost, the arrays of strips and CSR) are the host's, but for
+ * spt_topk_problem's protect. On the CPU the two are one.
+ *
+ * Order: the CPU's slots return when the result is there. A GPU's enqueue on the stream of their
+ * `state` and return; they wait only for what they return to the host, or to refuse data. Whoever
+ * reads results on the host or on another stream calls synchronise or order first. */
 #ifndef SPATILE_BACKEND_H
 #define SPATILE_BACKEND_H
 
 #include "encoder.h"
 #include "spatile.h"
 
-#define SPT_BACKEND_ABI 1
+#define SPT_BACKEND_ABI 2
 
 /* A matrix in memory: `row` and `col` are strides in elements. */
 typedef struct spt_matrix {
@@ -35,7 +43,7 @@ typedef struct spt_linear_problem {
   spt_matrix residual; /* (n, out), or data NULL */
   spt_activation activation;
   spt_dtype compute;    /* SPT_F32 or SPT_BF16 */
-  const void *prepared; /* what prepare_bf16 made of w.strips, or NULL */
+  const void *prepared; /* what prepare made of w, or NULL */
 } spt_linear_problem;
 
 typedef struct spt_linear_backward_problem {
@@ -43,6 +51,7 @@ typedef struct spt_linear_backward_problem {
   spt_weight w;
   spt_matrix dx, dw, dbias; /* data NULL where not wanted */
   spt_dtype compute;        /* of dx; the others are sums of float32 products */
+  const void *prepared;     /* what prepare made of w, or NULL */
 } spt_linear_backward_problem;
 
 /* A matrix and its grid of groups. 1 <= group_rows <= max(1, w.rows), and so for the columns. */
@@ -156,7 +165,7 @@ typedef struct spt_embedding_problem {
   spt_matrix table;
 } spt_embedding_problem;
 
-/* For topk and select_tokens: sequences as in spt_topk_args; NaN is this slot's to refuse, in the name
+/* For topk and select_tokens: sequences as in spt_topk_args (offsets and counts: the host's); NaN is this slot's to refuse, in the name
  * of `op`, as one in `arg`. values.data may be NULL. `protected_first` lets the first token of a
  * sequence, and `protect` (by token, or NULL) those where it is not 0, come before all others. */
 typedef struct spt_topk_problem {
@@ -207,12 +216,46 @@ typedef struct spt_backend {
   uint32_t size;        /* sizeof(spt_backend) as the backend was built */
   const char *name;
 
+  /* Devices: NULL, all of these, in the CPU backend, whose state is NULL. `device` is what open gave;
+   * nothing is initialised before open but what counting needs. device.c calls open once for each
+   * ordinal and on_stream once for each stream of it, and closes neither while the process runs. */
+  spt_status (*device_count)(int *count, spt_error *);
+  spt_status (*open)(int ordinal, void **device, spt_error *);
+  void (*close)(void *device); /* waits for its work; frees the device's states and pooled memory */
+  spt_status (*properties)(void *device, spt_device_properties *, spt_error *);
+  /* The `state` that slots get for work on this stream. The stream is a handle of the driver's,
+   * 0 being its default one; it stays the caller's. */
+  spt_status (*on_stream)(void *device, uintptr_t stream, void **state, spt_error *);
+  /* Whose memory this is; -1 where no device's. */
+  spt_status (*device_of)(const void *data, int *ordinal, spt_error *);
+
+  /* Memory in the order of the state's stream: what is freed may be handed out again at once, to
+   * work that is enqueued later. `shared`: streams that this state does not know may still use it, so
+   * the device is waited for. Aligned to 256 bytes; 0 bytes give a pointer too. `op` begins messages.
+   * free ignores failures, and NULL. */
+  spt_status (*alloc)(void *state, const char *op, size_t bytes, void **data, spt_error *);
+  void (*free)(void *state, void *data, bool shared);
+  /* The host's memory has been read, or written, when they return. */
+  spt_status (*upload)(void *state, const char *op, void *to, const void *from, size_t bytes,
+                       spt_error *);
+  spt_status (*download)(void *state, const char *op, void *to, const void *from, size_t bytes,
+                         spt_error *);
+  spt_status (*synchronise)(void *state, const char *op, spt_error *); /* with this stream */
+  /* What is enqueued on `later` from now on waits for what is on `earlier` now; of one device. */
+  spt_status (*order)(void *earlier, void *later, const char *op, spt_error *);
+
   /* Optional: why the backend can run nothing at all, as an error that names the op. */
   spt_status (*usable)(void *state, const char *op, spt_error *);
 
+  /* Optional: weights in the form that this backend's products in `compute` read, made once; valid on
+   * its own, on every state of the device. It may be NULL where the backend has nothing to prepare.
+   * Of strips or CSR; where w.dense.data is set too, of the strips' index alone. The caller frees it,
+   * when no call uses it any more; freeing waits for work that may. */
+  spt_status (*prepare)(void *state, const spt_weight *, spt_dtype compute, void **prepared,
+                        spt_error *);
+  void (*prepared_free)(void *state, void *prepared);
+
   spt_status (*linear)(void *state, const spt_linear_problem *, spt_error *);
-  spt_status (*prepare_bf16)(void *state, const spt_strips *, void **prepared, spt_error *);
-  void (*prepared_free)(void *prepared);
   spt_status (*linear_backward)(void *state, const spt_linear_backward_problem *, spt_error *);
   spt_status (*attention)(void *state, const spt_attention_problem *, spt_error *);
   spt_status (*attention_backward)(void *state, const spt_attention_backward_problem *,
@@ -245,11 +288,23 @@ typedef struct spt_backend {
   void (*encoder_free)(void *encoder);
 } spt_backend;
 
+/* Ops get one for a device and a stream. */
 struct spt_device {
   const spt_backend *backend;
   void *state;
+  void *opened;     /* what open gave; NULL for the CPU */
+  int ordinal;      /* -1 for the CPU */
+  uintptr_t stream; /* 0 for the CPU */
 };
 
 extern const spt_backend spt_cpu_backend;
+
+/* device.c: false for a GPU of the process that this one was forked from. */
+bool spt_device_is_alive(const spt_device *);
+SPT_WARN_UNUSED spt_status spt_device_check_alive(const spt_device *, const char *op, spt_error *);
+
+/* The one symbol that a library with a backend exports; the table is never freed. */
+#define SPT_BACKEND_ENTRY "spt_backend_entry"
+typedef const spt_backend *(*spt_backend_entry_function)(void);
 
 #endif

@@ -4,8 +4,8 @@
  * caller's spt_error ("op: argument is FOUND, expected EXPECTED"). There is no global error state:
  * a backend may live in another shared object and compute on other threads.
  *
- * Tensors are views. The caller owns the memory, keeps it alive during the call, and allocates
- * outputs; the core allocates workspaces only, of which it keeps a bounded amount for its next
+ * Tensors are views of the device's memory; what is a plain pointer to numbers is the host's. The
+ * caller owns the memory, keeps it alive during the call, and allocates outputs; the core allocates workspaces only, of which it keeps a bounded amount for its next
  * calls. Outputs may not overlap inputs unless an op says so. Optional tensors are pointers, NULL
  * where absent. */
 #ifndef SPATILE_H
@@ -14,6 +14,10 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+
+#if defined(__cplusplus)
+extern "C" {
+#endif
 
 #define SPT_MAX_NDIM 8
 #define SPT_WARN_UNUSED __attribute__((warn_unused_result))
@@ -72,9 +76,49 @@ typedef struct spt_tensor {
 
 /* ---- devices ------------------------------------------------------------------------------- */
 
+/* A device is a processor and, on a GPU, a stream of it that ops enqueue on. */
 typedef struct spt_device spt_device;
 
 spt_device *spt_cpu_device(void); /* the built-in one; never NULL, never freed */
+
+/* GPUs: the first call that needs one looks for the CUDA backend's library, the file that the
+ * environment variable SPATILE_CUDA_LIBRARY names or else libspatile_cuda.so beside this one; where that
+ * fails, the next call looks again. Devices are cached and never freed. In a child of fork
+ * they are refused where the parent had loaded the library: the driver does not survive it. */
+SPT_WARN_UNUSED spt_status spt_gpu_count(int *count, spt_error *);
+SPT_WARN_UNUSED spt_status spt_gpu_device(int ordinal, uintptr_t stream, spt_device **,
+                                          spt_error *);
+/* Whose memory this is; -1 where no GPU's. */
+SPT_WARN_UNUSED spt_status spt_gpu_of(const void *data, int *ordinal, spt_error *);
+/* Waits for the streams of this GPU that have been used here. */
+SPT_WARN_UNUSED spt_status spt_gpu_synchronise(int ordinal, const char *op, spt_error *);
+const char *spt_gpu_library(void);      /* the file; "" where none is looked for */
+const char *spt_gpu_backend_name(void); /* "cuda"; "cuda-on-cpu" emulated; "" where not loaded */
+
+int spt_device_ordinal(const spt_device *);      /* -1 for the CPU */
+uintptr_t spt_device_stream(const spt_device *); /* the driver's handle; 0: its default */
+
+typedef struct spt_device_properties {
+  char name[128];
+  int32_t major, minor;    /* compute capability */
+  int64_t memory, free;    /* bytes */
+  int32_t driver, runtime; /* 1000 * major + 10 * minor */
+  int32_t multiprocessors;
+} spt_device_properties;
+SPT_WARN_UNUSED spt_status spt_device_properties_of(spt_device *, spt_device_properties *,
+                                                    spt_error *);
+
+/* Memory of a GPU, in the order of its stream; backend.h has the terms. Not for the CPU. */
+SPT_WARN_UNUSED spt_status spt_device_alloc(spt_device *, const char *op, size_t bytes, void **data,
+                                            spt_error *);
+void spt_device_free(spt_device *, void *data, bool shared); /* a child of fork frees nothing */
+SPT_WARN_UNUSED spt_status spt_device_upload(spt_device *, const char *op, void *to,
+                                             const void *from, size_t bytes, spt_error *);
+SPT_WARN_UNUSED spt_status spt_device_download(spt_device *, const char *op, void *to,
+                                               const void *from, size_t bytes, spt_error *);
+SPT_WARN_UNUSED spt_status spt_device_synchronise(spt_device *, const char *op, spt_error *);
+SPT_WARN_UNUSED spt_status spt_device_order(spt_device *earlier, spt_device *later, const char *op,
+                                            spt_error *);
 
 /* Once, when the library is loaded: makes forks of the process safe from then on. */
 void spt_cpu_load(void);
@@ -128,10 +172,13 @@ typedef struct spt_csr {
   const float *values;    /* (nnz) */
 } spt_csr;
 
-/* Strips in the form that a device's products in bfloat16 read: made once, and valid on its own. */
+/* Packed weights in the form that a device's products in `compute` read: made once, and valid on its
+ * own and on every stream of the device. strips or csr is given; index_only: the strips go beside a
+ * dense array, and their values are not read. */
 typedef struct spt_prepared spt_prepared;
-SPT_WARN_UNUSED spt_status spt_prepare_bf16(spt_device *, const spt_strips *, spt_prepared **out,
-                                            spt_error *);
+SPT_WARN_UNUSED spt_status spt_prepare(spt_device *, const spt_strips *, const spt_csr *,
+                                       bool index_only, spt_dtype compute, spt_prepared **out,
+                                       spt_error *);
 void spt_prepared_free(spt_prepared *);
 
 /* ---- ops: one argument struct and one function per op ------------------------------------- */
@@ -150,7 +197,8 @@ typedef enum spt_activation {
  * read. What stored columns hold besides kept groups is dense's to have as zero.
  *
  * compute is SPT_F32, or SPT_BF16: x and w are rounded to bfloat16 and sums are float32; CSR stays
- * float32. `prepared`, of the strips, then saves rounding w at each call. */
+ * float32. `prepared` is of the strips or CSR, on this device and for this compute type: it saves
+ * rounding w at each call, and on a GPU moving it there. */
 typedef struct spt_linear_args {
   spt_tensor x, y;
   const spt_tensor *dense;
@@ -174,6 +222,7 @@ typedef struct spt_linear_backward_args {
   const spt_csr *csr;
   const spt_tensor *dx, *dw, *dbias;
   spt_dtype compute;
+  const spt_prepared *prepared; /* or NULL */
 } spt_linear_backward_args;
 SPT_WARN_UNUSED spt_status spt_linear_backward(spt_device *, const spt_linear_backward_args *,
                                                spt_error *);
@@ -381,8 +430,8 @@ typedef struct spt_attention_args {
   spt_tensor q, k, v, out;
   const spt_tensor *mask;    /* bool, broadcastable to (b, h, sq, sk); true: attend */
   const spt_tensor *bias;    /* the same in q's dtype or float32; added to the scores */
-  const spt_tensor *lengths; /* int64 (b), contiguous; sq == sk */
-  const spt_tensor *offsets, *kv_offsets; /* int64 (b + 1), contiguous */
+  const spt_tensor *lengths; /* int64 (b), contiguous, in host memory; sq == sk */
+  const spt_tensor *offsets, *kv_offsets; /* int64 (b + 1), contiguous, in host memory */
   const spt_tensor *lse;                  /* float32 (b, h, sq), packed (h, t) */
   const spt_tensor *token_importance;     /* float32 (b, sk), packed (tk) */
   const spt_tensor *head_importance;      /* float32 (b, h) */
@@ -403,5 +452,9 @@ typedef struct spt_attention_backward_args {
 } spt_attention_backward_args;
 SPT_WARN_UNUSED spt_status spt_attention_backward(spt_device *, const spt_attention_backward_args *,
                                                   spt_error *);
+
+#if defined(__cplusplus)
+}
+#endif
 
 #endif

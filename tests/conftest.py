@@ -15,16 +15,23 @@ settings.load_profile("spatile")
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+def elsewhere() -> str | None:
+    """What SPATILE_DEVICE names, unless that is the CPU."""
+    named = os.environ.get("SPATILE_DEVICE", "")
+    return None if named in ("", "cpu") else named
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test that uses ``cpu_tier`` runs once per tier of this CPU.
 
-    Where SPATILE_CPU_TIER names one, on that alone. Emulated ones are to be named.
+    Where SPATILE_CPU_TIER names one, on that alone. Emulated ones are to be named. Where
+    SPATILE_DEVICE has host arrays computed on a GPU, once, and the value is that device's name.
     """
     if "cpu_tier" not in metafunc.fixturenames:
         return
     import spatile as sp
 
-    named = os.environ.get("SPATILE_CPU_TIER")
+    named = elsewhere() or os.environ.get("SPATILE_CPU_TIER")
     real = [t for t in sp.info()["cpu"]["tiers"] if not t.endswith("_emulated")]
     tiers = [named] if named else real
     metafunc.parametrize("cpu_tier", tiers, indirect=True, scope="module")
@@ -35,6 +42,9 @@ def cpu_tier(request: pytest.FixtureRequest) -> Iterator[str]:
     """The tier in force while the test runs; the best one is in force again afterwards."""
     import spatile as sp
 
+    if elsewhere():
+        yield request.param
+        return
     sp.device._set_cpu_tier(request.param)
     yield request.param
     if "SPATILE_CPU_TIER" not in os.environ:

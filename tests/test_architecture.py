@@ -20,6 +20,7 @@ from spatile import _core, ops, reference
 
 ROOT = Path(__file__).resolve().parents[1]
 CSRC = ROOT / "csrc"
+CUDA = ROOT / "cuda"
 PACKAGE = ROOT / "python" / "spatile"
 
 GROUND = {"_core", "_version", "device", "patterns"}
@@ -61,6 +62,15 @@ MAY_USE = {
 
 def c_files() -> list[Path]:
     return sorted([*CSRC.rglob("*.c"), *CSRC.rglob("*.h")])
+
+
+def cuda_files() -> list[Path]:
+    return sorted(path for kind in ("*.cu", "*.cuh", "*.h") for path in CUDA.rglob(kind))
+
+
+def code_of(path: Path) -> str:
+    """A C or CUDA file without its comments."""
+    return re.sub(r"/\*.*?\*/|//[^\n]*", " ", path.read_text("utf-8"), flags=re.S)
 
 
 def includes(path: Path) -> list[str]:
@@ -168,6 +178,75 @@ def test_intrinsics_only_in_the_isa_files() -> None:
         for match in intrinsic.finditer(path.read_text("utf-8"))
     ]
     assert not bad
+
+
+# ---- CUDA ---------------------------------------------------------------------------------------
+
+
+def test_the_cuda_backend_knows_the_contract_alone() -> None:
+    """Its own files and the headers of csrc/ itself; emulated, a header of the emulation's besides."""
+    emulation = ROOT / "tests" / "cuda_on_cpu"
+    bad = [
+        f"{relative(path)} includes {target}"
+        for path in cuda_files()
+        for target in own_includes(path)
+        if not (target.is_file() and target.parent in (CUDA, CSRC))
+        and not (emulation / target.name).is_file()
+    ]
+    assert not bad
+
+
+def test_cuda_headers_only_in_the_cuda_backend() -> None:
+    header = re.compile(
+        r"^(cuda|cublas|driver_types|vector_types|mma\.h|nv/|cub/|cooperative_groups)"
+    )
+    bad = [
+        f"{relative(path)} includes {name}"
+        for path in c_files()
+        for name in includes(path)
+        if header.match(name)
+    ]
+    assert not bad
+    libraries = re.compile(r"^(cub/|cooperative_groups|thrust/|mma\.h)")
+    bad = [
+        f"{relative(path)} includes {name}"
+        for path in cuda_files()
+        for name in includes(path)
+        if libraries.match(name)
+    ]
+    assert not bad
+
+
+def test_ptx_only_in_its_wrappers() -> None:
+    bad = [
+        relative(path)
+        for path in cuda_files()
+        if path.name not in ("mma.cuh", "async_copy.cuh", "exp2.cuh")
+        and re.search(r"\b(asm|__asm__)\b", code_of(path))
+    ]
+    assert not bad
+
+
+def test_kernels_are_launched_by_the_one_macro() -> None:
+    """Shared memory, too, is the macro's: the emulation can guard no other."""
+    launch = re.compile(r"<<<|cudaLaunchKernel|\bSPT_LAUNCH_RAW\b|\b__shared__\b|\b__constant__\b")
+    bad = [
+        f"{relative(path)}: {match.group(0)}"
+        for path in cuda_files()
+        if path.name != "launch.h"
+        for match in launch.finditer(code_of(path))
+    ]
+    assert not bad
+
+
+def test_the_cuda_library_exports_one_symbol() -> None:
+    bad = [
+        relative(path)
+        for path in cuda_files()
+        if "visibility" in code_of(path) and path.name != "entry.cu"
+    ]
+    assert not bad
+    assert code_of(CUDA / "entry.cu").count('visibility("default")') == 1
 
 
 # ---- Python -------------------------------------------------------------------------------------

@@ -33,13 +33,20 @@ static const char *const names[SHARED_VIEWS] = {
 };
 
 /* The views in the order of the enumeration; q, k, v and out are not optional. */
-static int shared_views(spt_attention_args *a, spt_py_view *v, PyObject *const *args,
-                        const char *op) {
+static int shared_views(spt_py_view *v, PyObject *const *args, const char *op) {
   for (int i = 0; i < SHARED_VIEWS; i++) {
-    if ((i <= OUT ? spt_py_view_of : spt_py_optional_view_of)(&v[i], args[i], op, names[i]) < 0) {
+    bool host = i == LENGTHS || i == OFFSETS || i == KV_OFFSETS;
+    int status = host       ? spt_py_host_view_of(&v[i], args[i], SPT_PY_HOST, op, names[i])
+                 : i <= OUT ? spt_py_view_of(&v[i], args[i], op, names[i])
+                            : spt_py_optional_view_of(&v[i], args[i], op, names[i]);
+    if (status < 0) {
       return -1;
     }
   }
+  return 0;
+}
+
+static void shared_tensors(spt_attention_args *a, const spt_py_view *v) {
   a->q = v[Q].tensor;
   a->k = v[K].tensor;
   a->v = v[V].tensor;
@@ -50,7 +57,6 @@ static int shared_views(spt_attention_args *a, spt_py_view *v, PyObject *const *
   a->offsets = spt_py_optional(&v[OFFSETS]);
   a->kv_offsets = spt_py_optional(&v[KV_OFFSETS]);
   a->lse = spt_py_optional(&v[LSE]);
-  return 0;
 }
 
 /* attention(q, k, v, out, mask, bias, lengths, offsets, kv_offsets, lse, token_importance,
@@ -63,23 +69,21 @@ PyObject *spt_py_attention(PyObject *self, PyObject *const *args, Py_ssize_t nar
   spt_attention_args a = {0};
   spt_error err;
   spt_status status = SPT_OK;
-  PyObject *result = NULL;
+  spt_py_call call;
   if (spt_py_check_count(op, nargs, VIEWS + OPTIONS) < 0) {
     return NULL;
   }
-  if (shared_views(&a, v, args, op) < 0 ||
+  if (shared_views(v, args, op) < 0 ||
       spt_py_optional_view_of(&v[TOKENS], args[TOKENS], op, "token_importance") < 0 ||
       spt_py_optional_view_of(&v[HEADS], args[HEADS], op, "head_importance") < 0 ||
-      options_of(&a, args + VIEWS) < 0) {
-    goto done;
+      options_of(&a, args + VIEWS) < 0 || spt_py_begin(&call, op, v, VIEWS) < 0) {
+    return spt_py_failed(v, VIEWS);
   }
+  shared_tensors(&a, v);
   a.token_importance = spt_py_optional(&v[TOKENS]);
   a.head_importance = spt_py_optional(&v[HEADS]);
-  SPT_PY_CALL(status, spt_attention(spt_cpu_device(), &a, &err));
-  result = status == SPT_OK ? Py_NewRef(Py_None) : spt_py_raise(status, &err);
-done:
-  spt_py_release(v, VIEWS);
-  return result;
+  SPT_PY_CALL(status, spt_attention(call.device, &a, &err));
+  return spt_py_end(&call, status, &err);
 }
 
 /* attention_backward(q, k, v, out, mask, bias, lengths, offsets, kv_offsets, lse, grad, dq, dk, dv,
@@ -92,27 +96,24 @@ PyObject *spt_py_attention_backward(PyObject *self, PyObject *const *args, Py_ss
   spt_attention_backward_args a = {0};
   spt_error err;
   spt_status status = SPT_OK;
-  PyObject *result = NULL;
+  spt_py_call call;
   if (spt_py_check_count(op, nargs, VIEWS + OPTIONS) < 0) {
     return NULL;
   }
-  if (shared_views(&a.forward, v, args, op) < 0 ||
-      spt_py_view_of(&v[GRAD], args[GRAD], op, "grad") < 0 ||
+  if (shared_views(v, args, op) < 0 || spt_py_view_of(&v[GRAD], args[GRAD], op, "grad") < 0 ||
       spt_py_optional_view_of(&v[DQ], args[DQ], op, "dq") < 0 ||
       spt_py_optional_view_of(&v[DK], args[DK], op, "dk") < 0 ||
       spt_py_optional_view_of(&v[DV], args[DV], op, "dv") < 0 ||
       spt_py_optional_view_of(&v[DBIAS], args[DBIAS], op, "dbias") < 0 ||
-      options_of(&a.forward, args + VIEWS) < 0) {
-    goto done;
+      options_of(&a.forward, args + VIEWS) < 0 || spt_py_begin(&call, op, v, VIEWS) < 0) {
+    return spt_py_failed(v, VIEWS);
   }
+  shared_tensors(&a.forward, v);
   a.grad = v[GRAD].tensor;
   a.dq = spt_py_optional(&v[DQ]);
   a.dk = spt_py_optional(&v[DK]);
   a.dv = spt_py_optional(&v[DV]);
   a.dbias = spt_py_optional(&v[DBIAS]);
-  SPT_PY_CALL(status, spt_attention_backward(spt_cpu_device(), &a, &err));
-  result = status == SPT_OK ? Py_NewRef(Py_None) : spt_py_raise(status, &err);
-done:
-  spt_py_release(v, VIEWS);
-  return result;
+  SPT_PY_CALL(status, spt_attention_backward(call.device, &a, &err));
+  return spt_py_end(&call, status, &err);
 }

@@ -119,16 +119,30 @@ static int64_t rows_of(PyObject *table, int64_t width) {
   return width > 0 ? PyArray_SIZE((PyArrayObject *)table) / width : 0;
 }
 
+static int device_of(PyObject *gpu, spt_device **device) {
+  if (gpu != Py_None) {
+    *device = spt_py_gpu_of(gpu, "encoder");
+    return *device == NULL ? -1 : 0;
+  }
+  if (spt_py_default_device("encoder", device) < 0) {
+    return -1;
+  }
+  *device = *device == NULL ? spt_cpu_device() : *device;
+  return 0;
+}
+
 /* Encoder(width, n_heads, norm_eps, (word, position, type or None, norm weight, norm bias), [layer, ...],
- *         bf16) */
+ *         bf16[, gpu]); without a number of a GPU it is SPATILE_DEVICE's, or the CPU's */
 static PyObject *encoder_new(PyTypeObject *type, PyObject *args, PyObject *keywords) {
   (void)keywords;
   long long width, n_heads;
   double eps;
-  PyObject *tables, *layers;
+  PyObject *tables, *layers, *gpu = Py_None;
   int bf16;
-  if (!PyArg_ParseTuple(args, "LLdO!O!p", &width, &n_heads, &eps, &PyTuple_Type, &tables,
-                        &PyList_Type, &layers, &bf16)) {
+  spt_device *device;
+  if (!PyArg_ParseTuple(args, "LLdO!O!p|O", &width, &n_heads, &eps, &PyTuple_Type, &tables,
+                        &PyList_Type, &layers, &bf16, &gpu) ||
+      device_of(gpu, &device) < 0) {
     return NULL;
   }
   if (PyTuple_GET_SIZE(tables) != 5) {
@@ -175,7 +189,7 @@ static PyObject *encoder_new(PyTypeObject *type, PyObject *args, PyObject *keywo
       return NULL;
     }
   }
-  spt_status status = spt_encoder_create(spt_cpu_device(), &model, &self->encoder, &err);
+  spt_status status = spt_encoder_create(device, &model, &self->encoder, &err);
   if (status != SPT_OK) {
     Py_DECREF(self);
     return spt_py_raise(status, &err);

@@ -21,6 +21,7 @@ struct arguments {
   spt_py_view v[VIEWS];
   int64_t group_rows, group_cols;
   double amount;
+  spt_py_call call;
 };
 
 static int read_arguments(struct arguments *a, const struct places *at, PyObject *const *args,
@@ -32,7 +33,8 @@ static int read_arguments(struct arguments *a, const struct places *at, PyObject
       (at->amount > 0 &&
        spt_py_number_of(&a->amount, args[at->amount], at->op, at->amount_name) < 0) ||
       (at->result > 0 &&
-       spt_py_view_of(&a->v[RESULT], args[at->result], at->op, at->result_name) < 0)) {
+       spt_py_view_of(&a->v[RESULT], args[at->result], at->op, at->result_name) < 0) ||
+      spt_py_begin(&a->call, at->op, a->v, VIEWS) < 0) {
     spt_py_release(a->v, VIEWS);
     return -1;
   }
@@ -53,8 +55,8 @@ PyObject *spt_py_group_norms(PyObject *self, PyObject *const *args, Py_ssize_t n
                              .group_rows = a.group_rows,
                              .group_cols = a.group_cols,
                              .norms = a.v[RESULT].tensor};
-  SPT_PY_CALL(status, spt_group_norms(spt_cpu_device(), &op, &err));
-  return spt_py_finish(status, &err, a.v, VIEWS);
+  SPT_PY_CALL(status, spt_group_norms(a.call.device, &op, &err));
+  return spt_py_end(&a.call, status, &err);
 }
 
 /* group_beta(w, group_rows, group_cols, eps, beta) */
@@ -73,8 +75,8 @@ PyObject *spt_py_group_beta(PyObject *self, PyObject *const *args, Py_ssize_t na
                             .group_cols = a.group_cols,
                             .eps = a.amount,
                             .beta = a.v[RESULT].tensor};
-  SPT_PY_CALL(status, spt_group_beta(spt_cpu_device(), &op, &err));
-  return spt_py_finish(status, &err, a.v, VIEWS);
+  SPT_PY_CALL(status, spt_group_beta(a.call.device, &op, &err));
+  return spt_py_end(&a.call, status, &err);
 }
 
 /* group_lasso(w, group_rows, group_cols, beta or None) → float */
@@ -93,8 +95,8 @@ PyObject *spt_py_group_lasso(PyObject *self, PyObject *const *args, Py_ssize_t n
                              .group_cols = a.group_cols,
                              .beta = spt_py_optional(&a.v[BETA]),
                              .penalty = &penalty};
-  SPT_PY_CALL(status, spt_group_lasso(spt_cpu_device(), &op, &err));
-  PyObject *none = spt_py_finish(status, &err, a.v, VIEWS);
+  SPT_PY_CALL(status, spt_group_lasso(a.call.device, &op, &err));
+  PyObject *none = spt_py_end(&a.call, status, &err);
   if (none == NULL) {
     return NULL;
   }
@@ -126,8 +128,8 @@ PyObject *spt_py_group_lasso_grad(PyObject *self, PyObject *const *args, Py_ssiz
                                   .strength = a.amount,
                                   .grad = a.v[RESULT].tensor,
                                   .add = add};
-  SPT_PY_CALL(status, spt_group_lasso_grad(spt_cpu_device(), &op, &err));
-  return spt_py_finish(status, &err, a.v, VIEWS);
+  SPT_PY_CALL(status, spt_group_lasso_grad(a.call.device, &op, &err));
+  return spt_py_end(&a.call, status, &err);
 }
 
 /* group_shrink(w, group_rows, group_cols, beta or None, strength) */
@@ -145,6 +147,6 @@ PyObject *spt_py_group_shrink(PyObject *self, PyObject *const *args, Py_ssize_t 
                               .group_cols = a.group_cols,
                               .beta = spt_py_optional(&a.v[BETA]),
                               .strength = a.amount};
-  SPT_PY_CALL(status, spt_group_shrink(spt_cpu_device(), &op, &err));
-  return spt_py_finish(status, &err, a.v, VIEWS);
+  SPT_PY_CALL(status, spt_group_shrink(a.call.device, &op, &err));
+  return spt_py_end(&a.call, status, &err);
 }

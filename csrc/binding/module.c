@@ -24,7 +24,7 @@ static PyObject *cpu_tier(PyObject *self, PyObject *ignored) {
 static PyObject *bf16_is_native(PyObject *self, PyObject *ignored) {
   (void)self;
   (void)ignored;
-  return PyBool_FromLong(spt_cpu_bf16_is_native());
+  return PyBool_FromLong(spt_py_elsewhere || spt_cpu_bf16_is_native());
 }
 
 static PyObject *select_cpu_tier(PyObject *self, PyObject *name) {
@@ -92,8 +92,20 @@ static PyMethodDef methods[] = {
                   "seed)"),
     SPT_PY_METHOD(strips,
                   "strips(out, in, run_ptr, value_ptr, run_start, run_len, values, rows, "
-                  "dtype)"),
-    SPT_PY_METHOD(csr, "csr(out, in, row_ptr, col, values)"),
+                  "dtype[, gpu])"),
+    SPT_PY_METHOD(csr, "csr(out, in, row_ptr, col, values[, gpu])"),
+    SPT_PY_METHOD(to_device, "to_device(x, gpu): a copy there"),
+    SPT_PY_METHOD(from_device, "from_device(x): a view of an array that is on a GPU"),
+    SPT_PY_METHOD(device_empty, "device_empty(shape, dtype, gpu)"),
+    SPT_PY_METHOD(addresses,
+                  "addresses(x, op): (address, shape, strides, itemsize, writable, gpu)"),
+    SPT_PY_METHOD(gpu_count, "gpu_count(): how many GPUs there are; RuntimeError says why none"),
+    SPT_PY_METHOD(gpu_info,
+                  "gpu_info(gpu): (name, major, minor, memory, free, driver, runtime, "
+                  "multiprocessors)"),
+    SPT_PY_METHOD(gpu_library, "gpu_library(): (the file looked for, the backend in it or '')"),
+    SPT_PY_METHOD(gpu_synchronize, "gpu_synchronize(gpu)"),
+    SPT_PY_METHOD(default_gpu, "default_gpu(): the GPU that SPATILE_DEVICE names, or None"),
     {"cpu_tier", cpu_tier, METH_NOARGS, "(tier in use, why, tiers that run here)"},
     {"bf16_is_native", bf16_is_native, METH_NOARGS, "whether the tier multiplies bfloat16 itself"},
     {"select_cpu_tier", select_cpu_tier, METH_O, "select_cpu_tier(name)"},
@@ -104,8 +116,9 @@ static PyMethodDef methods[] = {
 
 static int execute(PyObject *module) {
   spt_cpu_load();
+  spt_py_read_environment();
   import_array1(-1);
-  return spt_py_add_encoder(module);
+  return spt_py_add_device_array(module) < 0 ? -1 : spt_py_add_encoder(module);
 }
 
 static PyModuleDef_Slot slots[] = {

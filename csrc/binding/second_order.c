@@ -32,13 +32,14 @@ PyObject *spt_py_second_order_removals(PyObject *self, PyObject *const *args, Py
   struct common c = {0};
   spt_error err;
   spt_status status = SPT_OK;
-  PyObject *result = NULL;
+  spt_py_call call;
   if (spt_py_check_count("second_order_removals", nargs, 9) < 0) {
     return NULL;
   }
   if (common_of(args, &c, v) < 0 || spt_py_view_of(&v[FIRST], args[7], c.op, "order") < 0 ||
-      spt_py_view_of(&v[SECOND], args[8], c.op, "cost") < 0) {
-    goto done;
+      spt_py_view_of(&v[SECOND], args[8], c.op, "cost") < 0 ||
+      spt_py_begin(&call, c.op, v, VIEWS) < 0) {
+    return spt_py_failed(v, VIEWS);
   }
   spt_second_order_removals_args a = {.op = c.op,
                                       .index = c.index,
@@ -49,11 +50,8 @@ PyObject *spt_py_second_order_removals(PyObject *self, PyObject *const *args, Py
                                       .group_rows = c.group_rows,
                                       .group_cols = c.group_cols,
                                       .damping = c.damping};
-  SPT_PY_CALL(status, spt_second_order_removals(spt_cpu_device(), &a, &err));
-  result = status == SPT_OK ? Py_NewRef(Py_None) : spt_py_raise(status, &err);
-done:
-  spt_py_release(v, VIEWS);
-  return result;
+  SPT_PY_CALL(status, spt_second_order_removals(call.device, &a, &err));
+  return spt_py_end(&call, status, &err);
 }
 
 /* second_order_apply(op, index, w, group_rows, group_cols, gram, damping, mask, pruned) → float */
@@ -64,13 +62,14 @@ PyObject *spt_py_second_order_apply(PyObject *self, PyObject *const *args, Py_ss
   spt_error err;
   spt_status status = SPT_OK;
   double cost = 0.0;
-  PyObject *result = NULL;
+  spt_py_call call;
   if (spt_py_check_count("second_order_apply", nargs, 9) < 0) {
     return NULL;
   }
   if (common_of(args, &c, v) < 0 || spt_py_view_of(&v[FIRST], args[7], c.op, "mask") < 0 ||
-      spt_py_view_of(&v[SECOND], args[8], c.op, "pruned") < 0) {
-    goto done;
+      spt_py_view_of(&v[SECOND], args[8], c.op, "pruned") < 0 ||
+      spt_py_begin(&call, c.op, v, VIEWS) < 0) {
+    return spt_py_failed(v, VIEWS);
   }
   spt_second_order_apply_args a = {.op = c.op,
                                    .index = c.index,
@@ -82,9 +81,8 @@ PyObject *spt_py_second_order_apply(PyObject *self, PyObject *const *args, Py_ss
                                    .group_cols = c.group_cols,
                                    .damping = c.damping,
                                    .cost = &cost};
-  SPT_PY_CALL(status, spt_second_order_apply(spt_cpu_device(), &a, &err));
-  result = status == SPT_OK ? PyFloat_FromDouble(cost) : spt_py_raise(status, &err);
-done:
-  spt_py_release(v, VIEWS);
-  return result;
+  SPT_PY_CALL(status, spt_second_order_apply(call.device, &a, &err));
+  PyObject *none = spt_py_end(&call, status, &err);
+  Py_XDECREF(none);
+  return none != NULL ? PyFloat_FromDouble(cost) : NULL;
 }

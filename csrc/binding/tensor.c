@@ -1,4 +1,4 @@
-/* NumPy arrays and DLPack capsules as tensor views, and errors as exceptions. */
+/* NumPy arrays and DLPack capsules in host memory as tensor views, and errors as exceptions. */
 #include <string.h>
 
 #include "dlpack.h"
@@ -38,7 +38,7 @@ static spt_dtype dtype_of_numpy(PyArray_Descr *descr) {
 #define MOST_ELEMENTS ((int64_t)1 << 48)
 #define FARTHEST ((int64_t)1 << 58)
 
-static int check_size(const spt_tensor *t, const char *op, const char *arg) {
+int spt_py_check_size(const spt_tensor *t, const char *op, const char *arg) {
   int64_t elements = 1, farthest = 0;
   for (int i = 0; i < t->ndim; i++) {
     int64_t reach, last = t->shape[i] > 1 ? t->shape[i] - 1 : 0;
@@ -89,7 +89,7 @@ static int view_of_numpy(spt_py_view *view, PyArrayObject *array, const char *op
                  "%s: %s is not aligned to its elements, expected an aligned array", op, arg);
     return -1;
   }
-  if (check_size(t, op, arg) < 0) {
+  if (spt_py_check_size(t, op, arg) < 0) {
     return -1;
   }
   view->owner = Py_NewRef((PyObject *)array);
@@ -116,36 +116,18 @@ static spt_dtype dtype_of_dlpack(uint8_t code, uint8_t bits, uint16_t lanes) {
   }
 }
 
-/* A capsule that nobody renames frees its tensor by itself when the last reference goes. */
-static int view_of_dlpack(spt_py_view *view, PyObject *object, const char *op, const char *arg) {
-  PyObject *capsule = PyObject_CallMethod(object, "__dlpack__", NULL);
-  if (capsule == NULL) {
-    return -1;
-  }
-  dl_managed_tensor *managed = PyCapsule_GetPointer(capsule, "dltensor");
-  if (managed == NULL) {
-    Py_DECREF(capsule);
-    return -1;
-  }
-  const dl_tensor *from = &managed->tensor;
-  if (from->device.type != DL_CPU && from->device.type != DL_CUDA_HOST) {
-    PyErr_Format(PyExc_NotImplementedError,
-                 "%s: %s is on a device of DLPack type %d, expected the CPU", op, arg,
-                 (int)from->device.type);
-    Py_DECREF(capsule);
-    return -1;
-  }
+int spt_py_view_of_dl_tensor(spt_py_view *view, const dl_tensor *from, bool writable,
+                             PyObject *capsule, const char *op, const char *arg) {
+  spt_tensor *t = &view->tensor;
   if (from->ndim < 0 || from->ndim > SPT_MAX_NDIM) {
     PyErr_Format(PyExc_ValueError, "%s: %s has %d dimensions, expected at most %d", op, arg,
                  (int)from->ndim, SPT_MAX_NDIM);
-    Py_DECREF(capsule);
-    return -1;
+    goto failed;
   }
-  spt_tensor *t = &view->tensor;
   t->dtype = dtype_of_dlpack(from->dtype.code, from->dtype.bits, from->dtype.lanes);
   t->data = (char *)from->data + from->byte_offset;
   t->ndim = from->ndim;
-  t->writable = true; /* version 0 of the protocol can't say otherwise */
+  t->writable = writable;
   int64_t compact = 1;
   for (int i = from->ndim - 1; i >= 0; i--) {
     t->shape[i] = from->shape[i];
@@ -154,25 +136,61 @@ static int view_of_dlpack(spt_py_view *view, PyObject *object, const char *op, c
       compact = INT64_MAX; /* refused below */
     }
   }
-  if (check_size(t, op, arg) < 0) {
-    Py_DECREF(capsule);
-    return -1;
+  if (spt_py_check_size(t, op, arg) < 0) {
+    goto failed;
   }
   size_t size = spt_dtype_size(t->dtype);
   if ((compact > 0 && from->data == NULL) || (size > 0 && (uintptr_t)t->data % size != 0)) {
     PyErr_Format(PyExc_ValueError,
                  "%s: %s is not aligned to its elements, expected an aligned array", op, arg);
-    Py_DECREF(capsule);
-    return -1;
+    goto failed;
   }
   view->owner = capsule;
   return 0;
+failed:
+  Py_DECREF(capsule);
+  return -1;
+}
+
+/* On the CPU. A capsule that nobody renames frees its tensor by itself when the last reference goes. */
+static int view_of_dlpack(spt_py_view *view, PyObject *object, const char *op, const char *arg) {
+  PyObject *capsule = PyObject_CallMethod(object, "__dlpack__", NULL);
+  if (capsule == NULL) {
+    return -1;
+  }
+  if (!PyCapsule_IsValid(capsule, DL_NAME)) {
+    PyErr_Format(PyExc_ValueError,
+                 "%s: %s gives no DLPack capsule that is still to be consumed, expected a new one "
+                 "at each call of __dlpack__",
+                 op, arg);
+    Py_DECREF(capsule);
+    return -1;
+  }
+  dl_managed_tensor *managed = PyCapsule_GetPointer(capsule, DL_NAME);
+  const dl_tensor *from = &managed->tensor;
+  if (from->device.type != DL_CPU && from->device.type != DL_CUDA_HOST) {
+    PyErr_Format(PyExc_NotImplementedError,
+                 "%s: %s is on a device of DLPack type %d, expected the CPU or a CUDA device", op,
+                 arg, (int)from->device.type);
+    Py_DECREF(capsule);
+    return -1;
+  }
+  /* Version 0 of the protocol can't say that an array is read-only. */
+  return spt_py_view_of_dl_tensor(view, from, true, capsule, op, arg);
 }
 
 int spt_py_view_of(spt_py_view *view, PyObject *object, const char *op, const char *arg) {
   memset(view, 0, sizeof *view);
+  view->arg = arg;
   if (PyArray_Check(object)) {
     return view_of_numpy(view, (PyArrayObject *)object, op, arg);
+  }
+  if (spt_py_is_device_array(object)) {
+    return spt_py_view_of_device_array(view, object, op, arg);
+  }
+  int ordinal, elsewhere = spt_py_foreign_device(object, &ordinal);
+  if (elsewhere != 0) {
+    return elsewhere < 0 ? -1 : spt_py_view_of_foreign(view, object, ordinal, op, arg);
   }
   if (PyObject_HasAttrString(object, "__dlpack__")) {
     return view_of_dlpack(view, object, op, arg);
@@ -188,6 +206,21 @@ int spt_py_optional_view_of(spt_py_view *view, PyObject *object, const char *op,
     return 0;
   }
   return spt_py_view_of(view, object, op, arg);
+}
+
+int spt_py_host_view_of(spt_py_view *view, PyObject *object, spt_py_place place, const char *op,
+                        const char *arg) {
+  if (spt_py_optional_view_of(view, object, op, arg) < 0) {
+    return -1;
+  }
+  view->place = place;
+  view->tensor.writable = false; /* no op writes to these */
+  if (view->device != NULL) {
+    PyErr_Format(PyExc_ValueError, "%s: %s is on cuda:%d, expected an array in host memory", op,
+                 arg, spt_device_ordinal(view->device));
+    return -1;
+  }
+  return 0;
 }
 
 void spt_py_release(spt_py_view *views, int count) {
@@ -216,11 +249,6 @@ PyObject *spt_py_raise(spt_status status, const spt_error *err) {
   };
   PyErr_SetString(types[status], err->message);
   return NULL;
-}
-
-PyObject *spt_py_finish(spt_status status, const spt_error *err, spt_py_view *views, int count) {
-  spt_py_release(views, count);
-  return status == SPT_OK ? Py_NewRef(Py_None) : spt_py_raise(status, err);
 }
 
 int spt_py_check_count(const char *op, Py_ssize_t found, Py_ssize_t expected) {

@@ -31,7 +31,7 @@ PyObject *spt_py_topk(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
   spt_topk_args a = {0};
   spt_error err;
   spt_status status = SPT_OK;
-  PyObject *result = NULL;
+  spt_py_call call;
   if (spt_py_check_count(op, nargs, 5) < 0) {
     return NULL;
   }
@@ -45,17 +45,15 @@ PyObject *spt_py_topk(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
   }
   if (spt_py_view_of(&v[SCORES], args[0], op, "scores") < 0 ||
       spt_py_view_of(&v[VALUES], args[3], op, "values") < 0 ||
-      spt_py_view_of(&v[INDICES], args[4], op, "indices") < 0) {
-    goto done;
+      spt_py_view_of(&v[INDICES], args[4], op, "indices") < 0 ||
+      spt_py_begin(&call, op, v, VIEWS) < 0) {
+    return spt_py_failed(v, VIEWS);
   }
   a.scores = v[SCORES].tensor;
   a.values = v[VALUES].tensor;
   a.indices = v[INDICES].tensor;
-  SPT_PY_CALL(status, spt_topk(spt_cpu_device(), &a, &err));
-  result = status == SPT_OK ? Py_NewRef(Py_None) : spt_py_raise(status, &err);
-done:
-  spt_py_release(v, VIEWS);
-  return result;
+  SPT_PY_CALL(status, spt_topk(call.device, &a, &err));
+  return spt_py_end(&call, status, &err);
 }
 
 /* select_tokens(importance, counts, offsets, protect or None, indices) */
@@ -67,24 +65,22 @@ PyObject *spt_py_select_tokens(PyObject *self, PyObject *const *args, Py_ssize_t
   spt_select_tokens_args a = {0};
   spt_error err;
   spt_status status = SPT_OK;
-  PyObject *result = NULL;
+  spt_py_call call;
   if (spt_py_check_count(op, nargs, 5) < 0 ||
       sequences_of(args[2], args[1], op, &a.offsets, &a.counts, &a.n_sequences) < 0) {
     return NULL;
   }
   if (spt_py_view_of(&v[IMPORTANCE], args[0], op, "importance") < 0 ||
-      spt_py_optional_view_of(&v[PROTECT], args[3], op, "protect") < 0 ||
-      spt_py_view_of(&v[INDICES], args[4], op, "indices") < 0) {
-    goto done;
+      spt_py_host_view_of(&v[PROTECT], args[3], SPT_PY_FOLLOWS, op, "protect") < 0 ||
+      spt_py_view_of(&v[INDICES], args[4], op, "indices") < 0 ||
+      spt_py_begin(&call, op, v, VIEWS) < 0) {
+    return spt_py_failed(v, VIEWS);
   }
   a.importance = v[IMPORTANCE].tensor;
   a.protect = spt_py_optional(&v[PROTECT]);
   a.indices = v[INDICES].tensor;
-  SPT_PY_CALL(status, spt_select_tokens(spt_cpu_device(), &a, &err));
-  result = status == SPT_OK ? Py_NewRef(Py_None) : spt_py_raise(status, &err);
-done:
-  spt_py_release(v, VIEWS);
-  return result;
+  SPT_PY_CALL(status, spt_select_tokens(call.device, &a, &err));
+  return spt_py_end(&call, status, &err);
 }
 
 /* gather_tokens(x, index, out) */
@@ -96,21 +92,18 @@ PyObject *spt_py_gather_tokens(PyObject *self, PyObject *const *args, Py_ssize_t
   spt_gather_tokens_args a = {0};
   spt_error err;
   spt_status status = SPT_OK;
-  PyObject *result = NULL;
+  spt_py_call call;
   if (spt_py_check_count(op, nargs, 3) < 0) {
     return NULL;
   }
   if (spt_py_view_of(&v[X], args[0], op, "x") < 0 ||
       spt_py_view_of(&v[INDEX], args[1], op, "index") < 0 ||
-      spt_py_view_of(&v[OUT], args[2], op, "out") < 0) {
-    goto done;
+      spt_py_view_of(&v[OUT], args[2], op, "out") < 0 || spt_py_begin(&call, op, v, VIEWS) < 0) {
+    return spt_py_failed(v, VIEWS);
   }
   a.x = v[X].tensor;
   a.index = v[INDEX].tensor;
   a.out = v[OUT].tensor;
-  SPT_PY_CALL(status, spt_gather_tokens(spt_cpu_device(), &a, &err));
-  result = status == SPT_OK ? Py_NewRef(Py_None) : spt_py_raise(status, &err);
-done:
-  spt_py_release(v, VIEWS);
-  return result;
+  SPT_PY_CALL(status, spt_gather_tokens(call.device, &a, &err));
+  return spt_py_end(&call, status, &err);
 }

@@ -7,13 +7,24 @@
 #define MAX_ARRAYS 6
 #define VALUES 4 /* of strips, among the arrays */
 
+/* One form that a device's products read: made when first wanted, under the GIL. */
+typedef struct form {
+  spt_prepared *prepared;
+  int ordinal;
+  bool index_only;
+  spt_dtype compute;
+  struct form *next;
+} form;
+
 typedef struct packed {
   union {
     spt_strips strips;
     spt_csr csr;
   } weight;
   PyObject *arrays[MAX_ARRAYS];
-  spt_prepared *bf16; /* of strips stored in 16 bits, made when first wanted, under the GIL */
+  bool frozen; /* the values can't change: they are in 16 bits, or were moved to a GPU */
+  int ordinal; /* of that GPU, or -1 */
+  form *forms;
 } packed;
 
 static void free_packed(PyObject *capsule) {
@@ -21,7 +32,12 @@ static void free_packed(PyObject *capsule) {
   for (int i = 0; i < MAX_ARRAYS; i++) {
     Py_XDECREF(p->arrays[i]);
   }
-  spt_prepared_free(p->bf16);
+  while (p->forms != NULL) {
+    form *next = p->forms->next;
+    spt_prepared_free(p->forms->prepared);
+    free(p->forms);
+    p->forms = next;
+  }
   free(p);
 }
 
@@ -128,21 +144,48 @@ void spt_py_drop_values(PyObject *capsule) {
   Py_CLEAR(p->arrays[VALUES]);
 }
 
-/* Only what is stored in 16 bits is kept in another form too: float32 values may change. */
-spt_status spt_py_prepared(PyObject *capsule, const spt_prepared **prepared, spt_error *err) {
-  packed *p = PyCapsule_GetPointer(capsule, SPT_PY_STRIPS);
-  if (p->weight.strips.values == NULL && p->bf16 == NULL) {
-    SPT_TRY(spt_prepare_bf16(spt_cpu_device(), &p->weight.strips, &p->bf16, err));
+static packed *packed_of(PyObject *capsule) {
+  return PyCapsule_GetPointer(capsule, PyCapsule_GetName(capsule));
+}
+
+int spt_py_weights_ordinal(PyObject *capsule) { return packed_of(capsule)->ordinal; }
+
+/* Kept is what can't change: the index, and values that are frozen. The CPU reads all but bfloat16 as it
+ * is stored. */
+spt_status spt_py_prepared(PyObject *capsule, spt_device *device, bool index_only,
+                           spt_dtype compute, const spt_prepared **prepared, spt_prepared **own,
+                           spt_error *err) {
+  packed *p = packed_of(capsule);
+  bool strips = PyCapsule_IsValid(capsule, SPT_PY_STRIPS);
+  int ordinal = spt_device_ordinal(device);
+  if (ordinal < 0 && (compute != SPT_BF16 || index_only || !strips || !p->frozen)) {
+    return SPT_OK;
   }
-  *prepared = p->bf16;
+  for (form *f = p->forms; f != NULL; f = f->next) {
+    if (f->ordinal == ordinal && f->index_only == index_only && f->compute == compute) {
+      *prepared = f->prepared;
+      return SPT_OK;
+    }
+  }
+  spt_prepared *made;
+  SPT_TRY(spt_prepare(device, strips ? &p->weight.strips : NULL, strips ? NULL : &p->weight.csr,
+                      index_only, compute, &made, err));
+  *prepared = made;
+  form *kept = index_only || p->frozen ? malloc(sizeof *kept) : NULL;
+  if (kept == NULL) {
+    *own = made;
+    return SPT_OK;
+  }
+  *kept = (form){made, ordinal, index_only, compute, p->forms};
+  p->forms = kept;
   return SPT_OK;
 }
 
 /* strips(out, in, run_ptr, value_ptr, run_start, run_len, values, rows or None,
- *        the values' dtype); values in 16 bits come as uint16 */
+ *        the values' dtype[, the GPU that they are moved to or -1]); values in 16 bits come as uint16 */
 PyObject *spt_py_strips(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
   (void)self;
-  if (spt_py_check_count("strips", nargs, 9) < 0) {
+  if (nargs != 9 && spt_py_check_count("strips", nargs, 10) < 0) {
     return NULL;
   }
   int64_t out, in;
@@ -151,6 +194,10 @@ PyObject *spt_py_strips(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
   }
   const char *dtype = PyUnicode_AsUTF8(args[8]);
   if (dtype == NULL) {
+    return NULL;
+  }
+  int ordinal = nargs == 10 ? (int)PyLong_AsLong(args[9]) : -1;
+  if (PyErr_Occurred()) {
     return NULL;
   }
   bool f16 = strcmp(dtype, "float16") == 0, bf16 = strcmp(dtype, "bfloat16") == 0;
@@ -188,20 +235,26 @@ PyObject *spt_py_strips(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
                                   .half = f16 || bf16 ? PyArray_DATA(values) : NULL,
                                   .half_dtype = f16 ? SPT_F16 : SPT_BF16,
                                   .rows = rows != NULL ? PyArray_DATA(rows) : NULL};
+  p->ordinal = ordinal;
+  p->frozen = f16 || bf16 || ordinal >= 0;
   for (int i = 0; i < 6; i++) {
     p->arrays[i] = args[2 + i];
   }
   return wrap(p, SPT_PY_STRIPS, fault_in_strips(&p->weight.strips, n_runs));
 }
 
-/* csr(out, in, row_ptr, col, values) */
+/* csr(out, in, row_ptr, col, values[, the GPU that they are moved to or -1]) */
 PyObject *spt_py_csr(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
   (void)self;
-  if (spt_py_check_count("csr", nargs, 5) < 0) {
+  if (nargs != 5 && spt_py_check_count("csr", nargs, 6) < 0) {
     return NULL;
   }
   int64_t out, in;
   if (shape_of(args, &out, &in) < 0) {
+    return NULL;
+  }
+  int ordinal = nargs == 6 ? (int)PyLong_AsLong(args[5]) : -1;
+  if (PyErr_Occurred()) {
     return NULL;
   }
   PyArrayObject *row_ptr = array_of(args[2], NPY_INT64, 1, "row_ptr");
@@ -230,6 +283,8 @@ PyObject *spt_py_csr(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
       fault = "a column lies outside the matrix";
     }
   }
+  p->ordinal = ordinal;
+  p->frozen = ordinal >= 0;
   for (int i = 0; i < 3; i++) {
     p->arrays[i] = args[2 + i];
   }

@@ -3,6 +3,7 @@
 #define SPATILE_CPU_ENCODER_PASS_H
 
 #include "../encoder.h"
+#include "../encoder_cost.h"
 #include "../integer.h"
 
 #include "bf16.h"
@@ -55,16 +56,6 @@ typedef struct spt_attention_work {
   int64_t scores, values;
   int64_t padding[6]; /* a cache line of its own */
 } spt_attention_work;
-
-/* What the units of a matrix hold, or some of them: weights, their bytes, output rows. */
-typedef struct spt_matrix_size {
-  int64_t weights, bytes, rows;
-} spt_matrix_size;
-
-/* A layer's, with q and kv for the units of qkv that hold Q's rows, and the others. */
-typedef struct spt_layer_size {
-  spt_matrix_size q, kv, o, up, down;
-} spt_layer_size;
 
 typedef struct spt_encoder_pass {
   const spt_cpu_tier *tier;
@@ -134,9 +125,6 @@ void spt_pruning_begin_layer(spt_encoder_pass *);
  * context of those that stay are in kept.x and kept.context, and slots and panels are fewer. */
 SPT_WARN_UNUSED spt_status spt_pruning_end_attention(spt_encoder_pass *, bool *compacted,
                                                      spt_error *);
-/* The sizes of a layer's matrices, all units of them. */
-spt_layer_size spt_size_of_layer(const spt_encoder_layer *, spt_dtype compute);
-
 /* Adds a layer's costs to run->cost: projections, scores and values behind its attention, with the
  * tokens that it worked on; then what follows. */
 void spt_count_attention(const spt_encoder_pass *);

@@ -128,16 +128,22 @@ static void run_forward(struct linear_job *job) {
   }
 }
 
-spt_status spt_cpu_prepare_bf16(void *state, const spt_strips *strips, void **prepared,
-                                spt_error *err) {
+/* Only strips that are multiplied in bfloat16 have another form here. */
+spt_status spt_cpu_prepare(void *state, const spt_weight *w, spt_dtype compute, void **prepared,
+                           spt_error *err) {
   (void)state;
-  spt_strips_bf16 *made;
-  SPT_TRY(spt_strips_bf16_create("linear", strips, spt_cpu_tier_in_use(), &made, err));
+  spt_strips_bf16 *made = NULL;
+  if (compute == SPT_BF16 && w->strips != NULL && w->dense.data == NULL) {
+    SPT_TRY(spt_strips_bf16_create("linear", w->strips, spt_cpu_tier_in_use(), &made, err));
+  }
   *prepared = made;
   return SPT_OK;
 }
 
-void spt_cpu_prepared_free(void *prepared) { spt_strips_bf16_free(prepared); }
+void spt_cpu_prepared_free(void *state, void *prepared) {
+  (void)state;
+  spt_strips_bf16_free(prepared);
+}
 
 /* What of a product's weights is made for this call alone. */
 struct own_weights {

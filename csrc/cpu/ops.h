@@ -5,8 +5,9 @@
 #include "../backend.h"
 
 spt_status spt_cpu_linear(void *state, const spt_linear_problem *, spt_error *);
-spt_status spt_cpu_prepare_bf16(void *state, const spt_strips *, void **prepared, spt_error *);
-void spt_cpu_prepared_free(void *prepared);
+spt_status spt_cpu_prepare(void *state, const spt_weight *, spt_dtype compute, void **prepared,
+                           spt_error *);
+void spt_cpu_prepared_free(void *state, void *prepared);
 spt_status spt_cpu_linear_backward(void *state, const spt_linear_backward_problem *, spt_error *);
 
 spt_status spt_cpu_group_norms(void *state, const spt_group_norms_problem *, spt_error *);

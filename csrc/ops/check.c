@@ -1,35 +1,7 @@
 #include "check.h"
 
 #include <math.h>
-#include <stdarg.h>
-#include <stdio.h>
 #include <stdlib.h>
-
-spt_status spt_fail(spt_error *err, spt_status status, const char *format, ...) {
-  va_list args;
-  va_start(args, format);
-  vsnprintf(err->message, sizeof err->message, format, args);
-  va_end(args);
-  return status;
-}
-
-static const struct {
-  const char *name;
-  size_t size;
-} dtypes[] = {
-    [SPT_F32] = {"float32", 4},
-    [SPT_F16] = {"float16", 2},
-    [SPT_BF16] = {"bfloat16", 2},
-    [SPT_F64] = {"float64", 8},
-    [SPT_BOOL] = {"bool", 1},
-    [SPT_U8] = {"uint8", 1},
-    [SPT_I32] = {"int32", 4},
-    [SPT_I64] = {"int64", 8},
-    [SPT_OTHER_DTYPE] = {"another dtype", 0},
-};
-
-const char *spt_dtype_name(spt_dtype dtype) { return dtypes[dtype].name; }
-size_t spt_dtype_size(spt_dtype dtype) { return dtypes[dtype].size; }
 
 spt_status spt_check_ndim(const char *op, const char *arg, const spt_tensor *t, int ndim,
                           spt_error *err) {
@@ -116,7 +88,7 @@ spt_status spt_check_slot(const char *op, const spt_device *device, bool present
   if (device->backend->usable != NULL) {
     return device->backend->usable(device->state, op, err);
   }
-  return SPT_OK;
+  return spt_device_check_alive(device, op, err);
 }
 
 spt_matrix spt_matrix_of(const spt_tensor *t) {

@@ -222,6 +222,7 @@ static spt_status check_counts(const spt_encoder_model *m, const spt_encoder_run
 
 spt_status spt_encoder_forward(spt_encoder *encoder, const spt_encoder_run *run, spt_error *err) {
   const spt_encoder_model *m = &encoder->model;
+  SPT_TRY(spt_device_check_alive(encoder->device, "encoder", err));
   if (run->offsets[0] != 0) {
     return spt_fail(err, SPT_INVALID_VALUE, "encoder: offsets[0] is %lld, expected 0",
                     (long long)run->offsets[0]);
@@ -257,7 +258,9 @@ spt_status spt_encoder_forward(spt_encoder *encoder, const spt_encoder_run *run,
 
 void spt_encoder_free(spt_encoder *encoder) {
   if (encoder != NULL) {
-    encoder->device->backend->encoder_free(encoder->state);
+    if (spt_device_is_alive(encoder->device)) {
+      encoder->device->backend->encoder_free(encoder->state);
+    }
     free(encoder);
   }
 }

@@ -46,19 +46,25 @@ static spt_status check_rows(const char *op, const char *arg, const spt_tensor *
 
 struct spt_prepared {
   spt_device *device;
-  void *weights; /* the backend's */
+  void *weights; /* the backend's, or NULL */
 };
 
-spt_status spt_prepare_bf16(spt_device *device, const spt_strips *strips, spt_prepared **out,
-                            spt_error *err) {
+spt_status spt_prepare(spt_device *device, const spt_strips *strips, const spt_csr *csr,
+                       bool index_only, spt_dtype compute, spt_prepared **out, spt_error *err) {
   const char *op = "linear";
-  SPT_TRY(spt_check_slot(op, device, device->backend->prepare_bf16 != NULL, err));
+  static char elsewhere; /* stands for the dense array, which prepare does not read */
+  SPT_TRY(spt_check_slot(op, device, device->backend->prepare != NULL, err));
   spt_prepared *prepared = calloc(1, sizeof *prepared);
   if (prepared == NULL) {
     return spt_fail(err, SPT_OUT_OF_MEMORY, "%s: no memory", op);
   }
   prepared->device = device;
-  spt_status status = device->backend->prepare_bf16(device->state, strips, &prepared->weights, err);
+  spt_weight w = {.strips = strips,
+                  .csr = csr,
+                  .out = strips != NULL ? strips->out : csr->out,
+                  .in = strips != NULL ? strips->in : csr->in};
+  w.dense.data = index_only ? &elsewhere : NULL;
+  spt_status status = device->backend->prepare(device->state, &w, compute, &prepared->weights, err);
   if (status != SPT_OK) {
     free(prepared);
     return status;
@@ -68,10 +74,20 @@ spt_status spt_prepare_bf16(spt_device *device, const spt_strips *strips, spt_pr
 }
 
 void spt_prepared_free(spt_prepared *prepared) {
-  if (prepared != NULL) {
-    prepared->device->backend->prepared_free(prepared->weights);
-    free(prepared);
+  if (prepared == NULL) {
+    return;
   }
+  if (prepared->weights != NULL && spt_device_is_alive(prepared->device)) {
+    prepared->device->backend->prepared_free(prepared->device->state, prepared->weights);
+  }
+  free(prepared);
+}
+
+/* A device's streams share what was prepared. */
+static const void *prepared_for(const spt_device *device, const spt_prepared *prepared) {
+  bool here = prepared != NULL && prepared->device->backend == device->backend &&
+              prepared->device->ordinal == device->ordinal;
+  return here ? prepared->weights : NULL;
 }
 
 static spt_status check_compute(const char *op, spt_dtype compute, spt_error *err) {
@@ -86,9 +102,7 @@ spt_status spt_linear(spt_device *device, const spt_linear_args *a, spt_error *e
   const char *op = "linear";
   spt_linear_problem p = {.activation = a->activation, .compute = a->compute};
   SPT_TRY(check_compute(op, a->compute, err));
-  if (a->prepared != NULL && a->prepared->device == device) {
-    p.prepared = a->prepared->weights;
-  }
+  p.prepared = prepared_for(device, a->prepared);
   SPT_TRY(weight_of(op, a->dense, a->strips, a->csr, &p.w, err));
   SPT_TRY(spt_check_ndim(op, "x", &a->x, 2, err));
   int64_t n = a->x.shape[0];
@@ -133,6 +147,7 @@ spt_status spt_linear_backward(spt_device *device, const spt_linear_backward_arg
   const char *op = "linear_backward";
   spt_linear_backward_problem p = {.compute = a->compute};
   SPT_TRY(check_compute(op, a->compute, err));
+  p.prepared = prepared_for(device, a->prepared);
   SPT_TRY(weight_of(op, a->dense, a->strips, a->csr, &p.w, err));
   SPT_TRY(spt_check_ndim(op, "grad", &a->grad, 2, err));
   int64_t n = a->grad.shape[0];

@@ -44,5 +44,14 @@ def run(given: argparse.Namespace) -> int:
     print(f"devices  {', '.join(found['devices'])}")
     print(f"cpu      tier {cpu['tier']} ({cpu['reason']}); can run {', '.join(cpu['tiers'])}")
     print(f"threads  {cpu['threads']}")
-    print(f"gpu      {'available' if gpu['available'] else gpu['reason']}")
+    if not gpu["available"]:
+        print(f"gpu      {gpu['reason']}")
+        return 0
+    for one in gpu["devices"]:
+        print(
+            f"gpu      {one['device']} {one['name']}, compute capability "
+            f"{one['compute_capability']}, {one['memory'] / 2**30:.1f} GiB, "
+            f"{one['free_memory'] / 2**30:.1f} free"
+        )
+    print(f"cuda     driver {gpu['driver']}, runtime {gpu['runtime']}, {gpu['library']}")
     return 0

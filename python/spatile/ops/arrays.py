@@ -1,8 +1,8 @@
-"""The caller's kind of array: results come back as what came in.
+"""The caller's kind of array: results come back as what came in, and where it was.
 
-NumPy arrays and CPU tensors of any library that speaks DLPack are read without a copy by the
-extension; here are only the questions that Python must answer: which kind it is, and how to make an
-empty one of the same kind.
+NumPy arrays, and the arrays of any library that speaks DLPack or ``__cuda_array_interface__``, are
+read without a copy by the extension; here are only the questions that Python must answer: which kind
+it is, and how to make an empty one of the same kind.
 """
 
 from __future__ import annotations
@@ -13,14 +13,26 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Array", "check_out", "empty", "kind_of", "shape_of", "to_numpy", "whole_seed"]
+from spatile import _core
+from spatile._core import DeviceArray
+
+__all__ = [
+    "Array",
+    "check_out",
+    "empty",
+    "gpu_of",
+    "kind_of",
+    "shape_of",
+    "to_numpy",
+    "whole_seed",
+]
 
 Array = Any
-"""A NumPy array, or a CPU tensor that speaks DLPack (a torch tensor, for example)."""
+"""A NumPy array, a DeviceArray, or what speaks DLPack (a torch tensor, for example)."""
 
 
 def kind_of(op: str, arg: str, x: Array) -> str:
-    """``"numpy"``, ``"torch"``, or the root module of another DLPack library.
+    """``"numpy"``, ``"torch"``, or the root module of another library (``"spatile"``: ours).
 
     Raises TypeError for what is no array, ValueError for a torch tensor that requires grad.
     """
@@ -35,10 +47,12 @@ def kind_of(op: str, arg: str, x: Array) -> str:
                 f"{op}: {arg} requires grad, expected a detached tensor "
                 f"(spatile.torch has the ops that autograd knows)"
             )
-        if x.device.type != "cpu":
-            raise NotImplementedError(f"{op}: {arg} is on {x.device}, expected the CPU")
+        if x.device.type not in ("cpu", "cuda"):
+            raise NotImplementedError(
+                f"{op}: {arg} is on {x.device}, expected the CPU or a CUDA device"
+            )
         return "torch"
-    if hasattr(x, "__dlpack__"):
+    if hasattr(x, "__dlpack__") or hasattr(x, "__cuda_array_interface__"):
         return root
     raise TypeError(f"{op}: {arg} is a {type(x).__name__}, expected an array (NumPy or DLPack)")
 
@@ -51,18 +65,43 @@ def shape_of(x: Array) -> tuple[int, ...]:
     return tuple(int(n) for n in x.shape)
 
 
+def gpu_of(x: Array) -> int | None:
+    """The number of the GPU that an array is on; None for host memory."""
+    if isinstance(x, np.ndarray):
+        return None
+    if isinstance(x, DeviceArray):
+        return int(x.device.rpartition(":")[2])
+    if getattr(x, "is_cuda", None) is False:  # a torch tensor tells at once
+        return None
+    if hasattr(x, "__dlpack_device__"):
+        kind, number = x.__dlpack_device__()
+        return int(number) if int(kind) in (2, 13) else None  # kDLCUDA, kDLCUDAManaged
+    if hasattr(x, "__cuda_array_interface__"):
+        return int(_core.addresses(x, "spatile")[-1])
+    return None
+
+
 def empty(like: Array, shape: tuple[int, ...], dtype: str | None = None) -> Array:
-    """An uninitialised array of the kind of ``like``, of its dtype or the one named."""
+    """An uninitialised array of the kind of ``like``, of its dtype or the one named, beside it."""
     if isinstance(like, np.ndarray):
         return np.empty(shape, dtype=like.dtype if dtype is None else dtype)
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(like, torch.Tensor):
-        return torch.empty(shape, dtype=like.dtype if dtype is None else getattr(torch, dtype))
+        wanted = like.dtype if dtype is None else getattr(torch, dtype)
+        return torch.empty(shape, dtype=wanted, device=like.device)
     library = sys.modules[type(like).__module__.partition(".")[0]]
-    if not hasattr(library, "from_dlpack"):
-        raise NotImplementedError(f"results of kind {library.__name__} (it has no from_dlpack)")
     name = str(like.dtype).rpartition(".")[2] if dtype is None else dtype
-    return library.from_dlpack(np.empty(shape, dtype=name))
+    gpu = gpu_of(like)
+    if gpu is None:
+        if not hasattr(library, "from_dlpack"):
+            raise NotImplementedError(f"results of kind {library.__name__} (it has no from_dlpack)")
+        return library.from_dlpack(np.empty(shape, dtype=name))
+    if library.__name__ == "cupy":  # in its own pool, on its current stream
+        return library.empty(shape, dtype=name)
+    made = _core.device_empty(shape, name, gpu)
+    if isinstance(like, DeviceArray) or not hasattr(library, "from_dlpack"):
+        return made
+    return library.from_dlpack(made)
 
 
 def whole_seed(op: str, seed: object) -> int:
@@ -77,16 +116,41 @@ def whole_seed(op: str, seed: object) -> int:
 
 
 def to_numpy(op: str, arg: str, x: Array) -> np.ndarray[Any, Any]:
-    """A NumPy view of the array's memory (bfloat16 as ml_dtypes' type)."""
+    """A NumPy view of the array's memory (bfloat16 as ml_dtypes' type).
+
+    Raises ValueError for an array on a GPU: nothing is copied to the host unasked.
+    """
     kind = kind_of(op, arg, x)
     if kind == "numpy":
         return np.asarray(x)
+    gpu = gpu_of(x)
+    if gpu is not None:
+        raise ValueError(f"{op}: {arg} is on cuda:{gpu}, expected an array in host memory")
     if kind == "torch" and str(x.dtype) == "torch.bfloat16":
         import ml_dtypes
 
         torch = sys.modules["torch"]
         return np.asarray(x.view(torch.uint16).numpy().view(ml_dtypes.bfloat16))
     return np.asarray(x.numpy()) if kind == "torch" else np.from_dlpack(x)
+
+
+class _Addresses:
+    """What NumPy needs to reason about memory that it can't read: a GPU's."""
+
+    def __init__(self, x: Array) -> None:
+        address, shape, strides, size, writable, _ = _core.addresses(x, "spatile")
+        self.__array_interface__ = {
+            "data": (address, not writable),
+            "shape": shape,
+            "strides": strides,
+            "typestr": f"|V{size}",
+            "version": 3,
+        }
+
+
+def _memory(op: str, arg: str, x: Array) -> np.ndarray[Any, Any]:
+    """The array's memory for questions about addresses; never to be read."""
+    return to_numpy(op, arg, x) if gpu_of(x) is None else np.asarray(_Addresses(x))
 
 
 def check_out(
@@ -98,14 +162,14 @@ def check_out(
         raise ValueError(f"{op}: out.shape is {shape_of(out)}, expected {shape}")
     if str(out.dtype).rpartition(".")[2] != str(like.dtype).rpartition(".")[2]:
         raise TypeError(f"{op}: out.dtype is {out.dtype}, expected {like.dtype}")
-    memory = to_numpy(op, "out", out)
+    memory = _memory(op, "out", out)
     if not memory.flags.writeable:
         raise ValueError(f"{op}: out is read-only, expected a writable array")
     for name, x in inputs.items():
         # Bounds first, which is cheap. Interleaved slices are told apart with a little work, and
         # what is too hard is refused.
-        if x is None or not np.may_share_memory(memory, to_numpy(op, name, x)):
+        if x is None or not np.may_share_memory(memory, _memory(op, name, x)):
             continue
-        if np.may_share_memory(memory, to_numpy(op, name, x), max_work=100):  # type: ignore[arg-type]
+        if np.may_share_memory(memory, _memory(op, name, x), max_work=100):  # type: ignore[arg-type]
             raise ValueError(f"{op}: out shares memory with {name}, expected memory of its own")
     return out

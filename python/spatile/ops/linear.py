@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from spatile import _core
-from spatile.ops.arrays import Array, check_out, empty, kind_of, shape_of, to_numpy
+from spatile.ops.arrays import Array, check_out, empty, gpu_of, kind_of, shape_of
 from spatile.ops.sparse_matrix import SparseMatrix
 
 __all__ = ["LinearGrads", "linear", "linear_backward"]
@@ -113,8 +113,9 @@ def linear(
             inputs["w"] = w
         result = check_out(op, out, x, shape, inputs)
     target = _rows(op, "out", result, width_out)
-    if compute is None and _is_bf16(x) and _is_bf16(w) and _core.bf16_is_native():
-        compute = "bfloat16"
+    if compute is None and _is_bf16(x) and _is_bf16(w):
+        native = gpu_of(x) is not None or _core.bf16_is_native()
+        compute = "bfloat16" if native else "float32"
     _core.linear(rows, weight, target, bias, extra, ACTIVATIONS[activation], compute == "bfloat16")
     if out is not None and not _same_memory(target, out):
         out[...] = target.reshape(shape)  # out's strides could not be flattened into rows
@@ -186,5 +187,7 @@ def linear_backward(
     _core.linear_backward(grad_rows, x_rows, weight, dx_rows, dw, db, False)
     kept = w.index.get("kept") if isinstance(w, SparseMatrix) else None
     if dw is not None and kept is not None:
-        to_numpy(op, "dw", dw)[~kept] = 0
+        gpu = gpu_of(dw)
+        mask = kept if gpu is None else _core.to_device(kept, gpu)
+        _core.apply_mask(dw, 1, 1, mask)
     return LinearGrads(dx, dw, db)

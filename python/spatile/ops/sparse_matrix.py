@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from spatile import _core
+from spatile.device import gpu_number
 from spatile.ops.arrays import Array, to_numpy
 from spatile.ops.masks import expand_mask
 from spatile.patterns import Element, Pattern, PatternLike, as_pattern
@@ -30,8 +31,10 @@ class SparseMatrix:
     shape : (out, in)
     pattern : the pattern that it was pruned by
     nnz : weights that belong to kept groups
-    values : the packed weights, padding rows zero; float32 and writable, or read-only in 16 bits
+    values : the packed weights, padding rows zero, on the host; float32 and writable, or read-only
+        in 16 bits and for a GPU
     index : the index arrays of the form, read-only
+    device : "cpu", or the GPU where products with it run, on arrays there ("cuda:0"): see :meth:`to`
     """
 
     shape: tuple[int, int]
@@ -39,28 +42,47 @@ class SparseMatrix:
     nnz: int
     values: np.ndarray[Any, Any] = field(repr=False)
     index: dict[str, np.ndarray[Any, Any] | None] = field(repr=False)
+    device: str = "cpu"
     _capsule: object = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        number = gpu_number("SparseMatrix", self.device)
+        gpu = -1 if number is None else number
         for array in self.index.values():
             if array is not None:
                 array.setflags(write=False)
-        i = self.index
+        i, values = self.index, self.values
+        if self.dtype != "float32" or gpu >= 0:
+            # The core keeps another form of them, so nobody else may hold this memory.
+            values = values.copy()
+            values.setflags(write=False)
+            object.__setattr__(self, "values", values)
         if self.is_csr:
-            capsule = _core.csr(*self.shape, i["row_ptr"], i["col"], self.values)
+            capsule = _core.csr(*self.shape, i["row_ptr"], i["col"], values, gpu)
         else:
-            values = self.values
             if self.dtype != "float32":
-                # The core keeps another form of them, so nobody else may hold this memory.
-                values = values.copy()
-                values.setflags(write=False)
-                object.__setattr__(self, "values", values)
                 values = values.view(np.uint16)
             capsule = _core.strips(
                 *self.shape, i["run_ptr"], i["value_ptr"], i["run_start"], i["run_len"],
-                values, i["rows"], self.dtype,
+                values, i["rows"], self.dtype, gpu,
             )  # fmt: skip
         object.__setattr__(self, "_capsule", capsule)
+
+    def to(self, device: str) -> SparseMatrix:
+        """The same matrix for products on another device: "cpu", "cuda" or "cuda:N".
+
+        On a GPU the weights are put into the form that its products read once, at the first of them,
+        and stay there; ``values``, on the host, are then read-only. Raises RuntimeError where there is
+        no such GPU.
+        """
+        number = gpu_number("SparseMatrix.to", device)
+        name = "cpu" if number is None else f"cuda:{number}"
+        if name == self.device:
+            return self
+        if number is not None and number >= (count := _core.gpu_count()):
+            raise ValueError(f"SparseMatrix.to: there is no {name}, expected 0 to {count - 1}")
+        values = self.values if self.values.flags.writeable else self.values.copy()
+        return SparseMatrix(self.shape, self.pattern, self.nnz, values, self.index, name)
 
     @property
     def dtype(self) -> str:
