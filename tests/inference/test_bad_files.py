@@ -181,8 +181,8 @@ def test_bad_calls(folder: Path) -> None:
         encoder.predict(TEXTS, ["a"])
     with pytest.raises(ValueError, match="batch_size is 0"):
         encoder.predict(TEXTS, batch_size=0)
-    with pytest.raises(NotImplementedError, match="device is 'cuda'"):
-        Encoder.load(folder, device="cuda")
+    with pytest.raises(ValueError, match="device is 'tpu', expected 'cpu', 'cuda' or 'cuda:N'"):
+        Encoder.load(folder, device="tpu")
     with pytest.raises(ValueError, match="compute is 'int8'"):
         Encoder.load(folder, compute="int8")
 

@@ -314,12 +314,14 @@ def compile_encoder(
     architecture: Architecture,
     precompute: tuple[bool, ...] = (),
     compute: str = "float32",
+    gpu: int | None = None,
 ) -> tuple[_core.Encoder, list[CompiledLayer]]:
     """The engine's object and what each layer costs.
 
     ``precompute`` says for each layer whether W_V and W_O are merged (empty: nowhere), ``compute``
-    ("float32" or "bfloat16") what products are done in. Raises
-    ValueError where weights are missing or of other shapes than the architecture says.
+    ("float32" or "bfloat16") what products are done in, ``gpu`` the number of the one that it runs
+    on, if any. Raises ValueError where weights are missing or of other shapes than the architecture
+    says.
     """
     if precompute and len(precompute) != architecture.n_layers:
         raise ValueError(
@@ -341,6 +343,6 @@ def compile_encoder(
         layers.append(layer)
     engine = _core.Encoder(
         architecture.width, architecture.n_heads, architecture.norm_eps,
-        _embeddings(weights, architecture), fields, compute == "bfloat16",
+        _embeddings(weights, architecture), fields, compute == "bfloat16", gpu,
     )  # fmt: skip
     return engine, layers

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from spatile.device import gpu_number
 from spatile.inference.architecture import Architecture, read_architecture
 from spatile.inference.batching import Encoded, batches, encoded_of
 from spatile.inference.compile import compile_encoder
@@ -49,11 +50,13 @@ class Encoder:
         plan: Plan | None = None,
         folder: Path | None = None,
         pooling: str = "first",
+        device: str = "cpu",
         compute: str = "float32",
         tokens: Schedule | None = None,
         heads: Schedule | None = None,
     ) -> None:
         self.config = config
+        self.device = device
         self.compute = compute
         self.tokens = tokens
         self.heads = heads
@@ -64,7 +67,7 @@ class Encoder:
         self._weights = weights
         self._folder = folder
         self._engine, self._layers = compile_encoder(
-            weights, self.architecture, self._precompute(), compute
+            weights, self.architecture, self._precompute(), compute, gpu_number("Encoder", device)
         )
         self._head: ClassifierHead | None = read_head(weights, self.architecture, config)
         self._tokenizer = None if folder is None else load_tokenizer(folder)
@@ -89,7 +92,8 @@ class Encoder:
         path : the folder
         plan : for a checkpoint whose pruned weights are zeros: the plan (or its file) that it was
             pruned by; groups that are exactly zero are dropped. A packed model has its own.
-        device : "cpu"
+        device : "cpu"; or "cuda", "cuda:N": weights and layers are then on that GPU, inputs and
+            results in host memory, and products in bfloat16 run on its tensor cores
         compute : what products are done in: "float32", or "bfloat16" with sums in float32, which
             processors with AVX512_BF16 or AMX do at twice the speed or more; others get the same
             results more slowly than in float32
@@ -107,7 +111,8 @@ class Encoder:
         ------
         FileNotFoundError, ValueError (files that are missing, damaged or disagree;
         a schedule that does not fit the model's layers),
-        NotImplementedError (another architecture, device or compute).
+        NotImplementedError (another architecture or compute), RuntimeError (no such GPU, in the
+        loader's or the driver's words).
 
         Examples
         --------
@@ -115,8 +120,7 @@ class Encoder:
         >>> Encoder.load("RUN/packed").predict(["It works."]).labels      # doctest: +SKIP
         ['positive']
         """
-        if device != "cpu":
-            raise NotImplementedError(f"Encoder.load: device is {device!r}, expected 'cpu'")
+        gpu_number("Encoder.load", device)
         if compute not in ("float32", "bfloat16"):
             raise ValueError(
                 f"Encoder.load: compute is {compute!r}, expected 'float32' or 'bfloat16'"
@@ -127,7 +131,7 @@ class Encoder:
         if is_packed(folder):
             if plan is not None:
                 raise ValueError(f"Encoder.load: {folder} is packed and has its own plan")
-            return cls._load_packed(folder, compute, tokens, heads)
+            return cls._load_packed(folder, device, compute, tokens, heads)
         if not (folder / "config.json").exists():
             raise FileNotFoundError(f"{folder}: no config.json in this folder")
         config = read_json(folder / "config.json")
@@ -142,6 +146,7 @@ class Encoder:
             plan=chosen,
             folder=folder,
             pooling=read_pooling(folder),
+            device=device,
             compute=compute,
             tokens=tokens,
             heads=heads,
@@ -149,7 +154,12 @@ class Encoder:
 
     @classmethod
     def _load_packed(
-        cls, folder: Path, compute: str, tokens: Schedule | None, heads: Schedule | None
+        cls,
+        folder: Path,
+        device: str,
+        compute: str,
+        tokens: Schedule | None,
+        heads: Schedule | None,
     ) -> Encoder:
         weights, manifest = read_packed(folder)
         stored = Pruning.from_dict(manifest.get("schedules"), source=str(folder / MANIFEST))
@@ -161,6 +171,7 @@ class Encoder:
             plan=plan,
             folder=folder,
             pooling=str(manifest.get("pooling", "first")),
+            device=device,
             compute=compute,
             tokens=stored.tokens if tokens is None else tokens,
             heads=stored.heads if heads is None else heads,
