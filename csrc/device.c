@@ -39,11 +39,15 @@ spt_device *spt_cpu_device(void) {
 
 /* ---- loading ------------------------------------------------------------------------------- */
 
-static void find_library(void) {
+static bool is_named(void) {
   const char *named = getenv(LIBRARY_VARIABLE);
+  return named != NULL && *named != '\0';
+}
+
+static void find_library(void) {
   Dl_info self;
-  if (named != NULL && *named != '\0') {
-    snprintf(cuda.path, sizeof cuda.path, "%s", named);
+  if (is_named()) {
+    snprintf(cuda.path, sizeof cuda.path, "%s", getenv(LIBRARY_VARIABLE));
   } else if (dladdr((const void *)&cuda, &self) != 0 && self.dli_fname != NULL) {
     const char *slash = strrchr(self.dli_fname, '/');
     int folder = slash != NULL ? (int)(slash - self.dli_fname) + 1 : 0;
@@ -54,7 +58,7 @@ static void find_library(void) {
 static spt_status load_backend(const char *path, const spt_backend **backend, spt_error *err) {
   if (access(path, F_OK) != 0) {
     return spt_fail(err, SPT_DEVICE_ERROR,
-                    getenv(LIBRARY_VARIABLE) != NULL
+                    is_named()
                         ? "cuda: no library at %s, which " LIBRARY_VARIABLE " names (%s)"
                         : "cuda: this installation has no CUDA backend: no library at %s (%s)",
                     path, strerror(errno));

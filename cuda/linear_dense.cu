@@ -153,20 +153,20 @@ struct float_tile {
     b += threadIdx.x % 16 * PITCH;
 #pragma unroll 1
     for (int k = 0; k < ROW_BYTES; k += 16) {
-      float4 left[S], right[S];
+      float4 left[S];
 #pragma unroll
       for (int i = 0; i < S; i++) {
         left[i] = *reinterpret_cast<const float4 *>(a + i * 16 * PITCH + k);
-        right[i] = *reinterpret_cast<const float4 *>(b + i * 16 * PITCH + k);
       }
 #pragma unroll
-      for (int i = 0; i < S; i++) {
+      for (int j = 0; j < S; j++) {
+        float4 right = *reinterpret_cast<const float4 *>(b + j * 16 * PITCH + k);
 #pragma unroll
-        for (int j = 0; j < S; j++) {
-          float s = fmaf(left[i].x, right[j].x, sum[i][j]);
-          s = fmaf(left[i].y, right[j].y, s);
-          s = fmaf(left[i].z, right[j].z, s);
-          sum[i][j] = fmaf(left[i].w, right[j].w, s);
+        for (int i = 0; i < S; i++) {
+          float s = fmaf(left[i].x, right.x, sum[i][j]);
+          s = fmaf(left[i].y, right.y, s);
+          s = fmaf(left[i].z, right.z, s);
+          sum[i][j] = fmaf(left[i].w, right.w, s);
         }
       }
     }
@@ -196,7 +196,7 @@ struct float_tile {
 
 /* A block for each tile of y, those of one row of tiles after one another. */
 template <typename Tile>
-__global__ __launch_bounds__(THREADS) void dense_kernel(dense_args p, spt_linear_output o) {
+__global__ __launch_bounds__(THREADS, 1) void dense_kernel(dense_args p, spt_linear_output o) {
   typedef typename Tile::element E;
   constexpr int64_t STEP = ROW_BYTES / (int64_t)sizeof(E);
   constexpr int BYTES = (Tile::M + Tile::N) * PITCH;

@@ -313,8 +313,8 @@ static __device__ __forceinline__ int64_t first_token(const strips_args &a) {
 
 /* x (n, width), tiles (n_tiles, 256), y as in `o`. Grid: (blocks of tokens) * splits. */
 template <typename Engine>
-__global__ __launch_bounds__(Engine::MOST_WARPS *SPT_WARP) void strips_kernel(strips_args a,
-                                                                              spt_linear_output o) {
+__global__ __launch_bounds__(Engine::MOST_WARPS *SPT_WARP,
+                             1) void strips_kernel(strips_args a, spt_linear_output o) {
   typedef typename Engine::element E;
   SPT_SHARED(char, shared);
   int warp = (int)(threadIdx.x / SPT_WARP), warps = (int)(blockDim.x / SPT_WARP);

@@ -184,7 +184,7 @@ def test_intrinsics_only_in_the_isa_files() -> None:
 
 
 def test_the_cuda_backend_knows_the_contract_alone() -> None:
-    """Its own files and the headers of csrc/ itself; emulated, a header of the emulation's besides."""
+    """Its own files and the headers of csrc/ itself; emulated, one of the emulation's besides."""
     emulation = ROOT / "tests" / "cuda_on_cpu"
     bad = [
         f"{relative(path)} includes {target}"

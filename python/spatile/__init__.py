@@ -1,6 +1,7 @@
 """spatile makes BERT-like transformers small and fast while they are fine-tuned, then runs them.
 
-The ops are here (NumPy in, NumPy out; on a GPU's arrays likewise); :mod:`spatile.reference` defines each in plain float64.
+The ops are here (NumPy in, NumPy out; arrays of a GPU likewise); :mod:`spatile.reference` defines
+each in plain float64.
 Pruning while training is in :mod:`spatile.sparsity` and :mod:`spatile.torch`, running the result in
 :mod:`spatile.inference`. Importing this package needs NumPy alone.
 """

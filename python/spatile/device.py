@@ -1,9 +1,9 @@
 """Devices: what this machine offers, arrays in a GPU's memory, which CPU tier is in use, threads.
 
 Two environment variables. ``SPATILE_CUDA_LIBRARY`` is the file of the CUDA backend, otherwise
-``libspatile_cuda.so`` in this package; it is read when a GPU is first asked for. ``SPATILE_DEVICE`` is
-for tests and tries, and read once, on import: "cuda", "cuda:N", or "cuda-on-cpu" for the emulated
-library; then NumPy arrays are copied to that device, and back, at every call of an op.
+``libspatile_cuda.so`` in this package; it is read when a GPU is first asked for. ``SPATILE_DEVICE``
+is for tests and tries, and read once, on import: "cuda", "cuda:N", or "cuda-on-cpu" for the
+emulated library; then NumPy arrays are copied to that device, and back, at every call of an op.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def to_device(x: Any, device: str = "cuda") -> Any:
 
     Raises
     ------
-    ValueError (device; x on another GPU), TypeError (x, its dtype), RuntimeError (no such GPU here, in
+    ValueError (device; x on another GPU), TypeError (x, its dtype), RuntimeError (no GPU here, in
     the loader's or the driver's words), MemoryError.
 
     Examples
@@ -158,8 +158,8 @@ def info() -> dict[str, Any]:
     """Version, devices, CPU tier in use with the reason for it, the tiers that run here, threads.
 
     The tier is ``"none"`` where the environment variable SPATILE_CPU_TIER names one that does not
-    run here; then every op raises RuntimeError. ``gpu`` has the library, and what the driver says of
-    each GPU; or, in the loader's or the driver's own words, the reason why there is none.
+    run here; then every op raises RuntimeError. ``gpu`` has the library, and what the driver says
+    of each GPU; or, in the loader's or the driver's own words, the reason why there is none.
 
     >>> import spatile as sp
     >>> sp.info()["cpu"]["tier"] in sp.info()["cpu"]["tiers"]

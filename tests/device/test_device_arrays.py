@@ -58,7 +58,9 @@ def test_to_a_device_and_back(gpu: str, shape: tuple[int, ...], dtype: str) -> N
     d = sp.to_device(x, gpu)
     assert (d.shape, d.dtype, d.ndim, d.nbytes, d.device) == (shape, x.dtype, x.ndim, x.nbytes, gpu)
     back = d.numpy()
-    assert back.dtype == x.dtype and back.shape == shape and (back == x).all()
+    assert back.dtype == x.dtype
+    assert back.shape == shape
+    assert (back == x).all()
     assert sp.to_device(d, "cpu").tolist() == back.tolist()
     assert sp.to_device(d, gpu) is d
 
@@ -84,8 +86,10 @@ def test_what_is_no_array_or_of_no_dtype(gpu: str) -> None:
 def test_views(gpu: str) -> None:
     x = some((4, 6))
     d = sp.to_device(x)
-    assert repr(d) == f"DeviceArray(shape=(4, 6), dtype=float32, device='{gpu}')" and len(d) == 4
-    assert (d.T.numpy() == x.T).all() and (d.reshape(3, -1).numpy() == x.reshape(3, 8)).all()
+    assert repr(d) == f"DeviceArray(shape=(4, 6), dtype=float32, device='{gpu}')"
+    assert len(d) == 4
+    assert (d.T.numpy() == x.T).all()
+    assert (d.reshape(3, -1).numpy() == x.reshape(3, 8)).all()
     assert (d.T.reshape((2, 3, 4)).numpy() == x.T.reshape(2, 3, 4)).all()
     assert (d.T.T.reshape(24).numpy() == x.ravel()).all()
     for wrong in ((5, 5), (-1, -1), (-2, 12), (7, -1)):
@@ -118,7 +122,8 @@ def test_dlpack_both_ways_without_a_copy(gpu: str, dtype: str, version: int) -> 
         foreign = Foreign(array, version)
         back = sp.from_dlpack(foreign)
         assert address(back) == address(array) == address(foreign)
-        assert (back.numpy() == array.numpy()).all() and back.dtype == x.dtype
+        assert (back.numpy() == array.numpy()).all()
+        assert back.dtype == x.dtype
         assert all(asked["stream"] == 1 for asked in foreign.asked)  # ready on the default stream
 
 
@@ -127,7 +132,8 @@ def test_the_interface_both_ways_without_a_copy(gpu: str) -> None:
     d = sp.to_device(x)
     for array in (d, d.T):
         back = sp.from_dlpack(Interface(array))
-        assert address(back) == address(array) and (back.numpy() == array.numpy()).all()
+        assert address(back) == address(array)
+        assert (back.numpy() == array.numpy()).all()
     assert d.__cuda_array_interface__["stream"] == 1
     assert sp.from_dlpack(Interface(d, stream=None)).shape == d.shape
     with pytest.raises(ValueError, match="stream 0"):
@@ -212,7 +218,8 @@ print(before == free(), held)
     done = run(code)
     # What is alive at once is one array and its result, each in its guards.
     alike, held = done.stdout.split()
-    assert alike == "True" and 64 * 64 * 4 <= int(held) < 4 * 64 * 64 * 4, done.stdout + done.stderr
+    assert alike == "True", done.stdout + done.stderr
+    assert 64 * 64 * 4 <= int(held) < 4 * 64 * 64 * 4
 
 
 def test_arrays_alive_at_exit(run: Run) -> None:
@@ -220,7 +227,8 @@ def test_arrays_alive_at_exit(run: Run) -> None:
         "import builtins; builtins.kept = sp.to_device(x); kept2 = [kept.__dlpack__()]; cycle = []"
     )
     done = run(code + "; cycle.append((cycle, kept2))")
-    assert done.returncode == 0 and done.stderr == ""
+    assert done.returncode == 0
+    assert done.stderr == ""
 
 
 def test_pieces_are_used_again(run: Run) -> None:

@@ -1,8 +1,8 @@
 """The caller's kind of array: results come back as what came in, and where it was.
 
 NumPy arrays, and the arrays of any library that speaks DLPack or ``__cuda_array_interface__``, are
-read without a copy by the extension; here are only the questions that Python must answer: which kind
-it is, and how to make an empty one of the same kind.
+read without a copy by the extension; here are only the questions that Python must answer: which
+kind it is, and how to make an empty one of the same kind.
 """
 
 from __future__ import annotations

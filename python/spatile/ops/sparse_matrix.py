@@ -34,7 +34,7 @@ class SparseMatrix:
     values : the packed weights, padding rows zero, on the host; float32 and writable, or read-only
         in 16 bits and for a GPU
     index : the index arrays of the form, read-only
-    device : "cpu", or the GPU where products with it run, on arrays there ("cuda:0"): see :meth:`to`
+    device : "cpu", or the GPU where products with it run, on arrays there; see :meth:`to`
     """
 
     shape: tuple[int, int]
@@ -71,9 +71,9 @@ class SparseMatrix:
     def to(self, device: str) -> SparseMatrix:
         """The same matrix for products on another device: "cpu", "cuda" or "cuda:N".
 
-        On a GPU the weights are put into the form that its products read once, at the first of them,
-        and stay there; ``values``, on the host, are then read-only. Raises RuntimeError where there is
-        no such GPU.
+        On a GPU the weights are put into the form that its products read once, at the first of
+        them, and stay there; ``values``, on the host, are then read-only. Raises RuntimeError where
+        there is no GPU, ValueError for one that is not there.
         """
         number = gpu_number("SparseMatrix.to", device)
         name = "cpu" if number is None else f"cuda:{number}"
