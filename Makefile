@@ -128,13 +128,18 @@ cuda: $(STAMPS)/cuda
 	  "$$($(BIN)/python -c 'import os, spatile._core as core; print(os.path.dirname(core.__file__))')"
 
 # ON_CPU_ARGS=--watch finds races and reads outside of everything, at a fraction of the speed.
+# Left out is what is the CPU backend's alone: second-order pruning, its threads, how much memory suffices
+# it, and that rows of heads which all inputs drop are not computed.
 ON_CPU_ARGS ?=
 ON_CPU := build/cuda_on_cpu/libspatile_cuda_on_cpu.so
 test-cuda-on-cpu: $(STAMPS)/test
 	$(BIN)/python tests/cuda_on_cpu/build.py build/cuda_on_cpu $(ON_CPU_ARGS)
-	$(BIN)/python -m pytest tests/cuda_on_cpu $(PYTEST_ARGS)
 	SPATILE_DEVICE=cuda-on-cpu SPATILE_CUDA_LIBRARY=$(abspath $(ON_CPU)) \
-	  $(BIN)/python -m pytest tests/ops $(PYTEST_ARGS)
+	  $(BIN)/python -m pytest tests/ops tests/inference \
+	  $(patsubst %,--ignore %,$(wildcard tests/ops/test_second_order*.py)) \
+	  --ignore tests/ops/test_threads.py --ignore tests/ops/test_limits.py \
+	  --ignore tests/inference/test_memory.py \
+	  --deselect tests/inference/test_run_cost.py::test_the_cost_is_what_ran $(PYTEST_ARGS)
 
 # ---- on a machine with a GPU -------------------------------------------------------------------
 # With GPU_PYTHON's own NumPy, torch, pytest, cmake and ninja: nothing is installed. Core and backend, for

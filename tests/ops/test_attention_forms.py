@@ -1,4 +1,4 @@
-"""The GPU's kernels for attention, each where another one would be taken: all give the definition's values."""
+"""Each of the attention kernels of a GPU, also where another is taken, gives the definition's values."""
 
 from __future__ import annotations
 
