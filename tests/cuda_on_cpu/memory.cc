@@ -2,6 +2,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 
+#include <deque>
 #include <map>
 #include <mutex>
 
@@ -63,6 +64,7 @@ static const size_t BEFORE = 256, AFTER = 256, KEPT_FREED = 32 << 20;
 
 static std::mutex mutex;
 static std::map<uintptr_t, Allocation> allocations; /* by address of the memory */
+static std::deque<uintptr_t> freed_first;           /* addresses, the longest freed before others */
 static size_t in_use, kept_freed;
 static int numbers[2];
 
@@ -160,17 +162,15 @@ std::string describe_address(const void *data) {
 
 static std::string evict(size_t most) {
   std::string wrong;
-  for (auto entry = allocations.begin(); entry != allocations.end() && kept_freed > most;) {
-    if (!entry->second.freed) {
-      ++entry;
-      continue;
-    }
+  while (kept_freed > most && !freed_first.empty()) {
+    auto entry = allocations.find(freed_first.front());
+    freed_first.pop_front();
     std::string here = check(entry->second);
     wrong = wrong.empty() ? here : wrong;
     kept_freed -= entry->second.whole;
     SPT_OPEN(entry->second.block, entry->second.whole);
     free(entry->second.block);
-    entry = allocations.erase(entry);
+    allocations.erase(entry);
   }
   return wrong;
 }
@@ -224,6 +224,7 @@ static cudaError_t give(void *data, bool pinned) {
   in_use -= pinned ? 0 : a.bytes;
   a.freed = true;
   kept_freed += a.whole;
+  freed_first.push_back((uintptr_t)data);
   poison(data, a.bytes, FREED);
   SPT_CLOSE(a.block, a.whole);
   std::string later = evict(KEPT_FREED);
