@@ -1,4 +1,4 @@
-"""Each of the attention kernels of a GPU, also where another is taken, gives the definition's values."""
+"""Each attention kernel of a GPU, where another is taken too, gives the definition's values."""
 
 from __future__ import annotations
 
