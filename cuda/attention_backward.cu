@@ -30,7 +30,7 @@ static spt_status run_side(spt_cuda_queue *queue, const spt_backward *b, bool ke
   if (dtype == SPT_F32 && spt_backward_floats_fits(queue, b)) {
     return spt_backward_floats(queue, b, keys, err);
   }
-  if (dtype != SPT_F32 && spt_backward_halves_fits(queue, b)) {
+  if (dtype != SPT_F32 && spt_backward_halves_fits(queue, b, dtype)) {
     return spt_backward_halves(queue, b, keys, dtype, err);
   }
   return spt_backward_simple(queue, b, keys, dtype, err);

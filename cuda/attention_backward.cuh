@@ -182,8 +182,9 @@ SPT_WARN_UNUSED spt_status spt_backward_simple(spt_cuda_queue *, const spt_backw
 bool spt_backward_floats_fits(const spt_cuda_queue *, const spt_backward *);
 SPT_WARN_UNUSED spt_status spt_backward_floats(spt_cuda_queue *, const spt_backward *, bool keys,
                                                spt_error *);
-/* float16 and bfloat16, width at most 128, likewise. */
-bool spt_backward_halves_fits(const spt_cuda_queue *, const spt_backward *);
+/* float16 and bfloat16, width at most 128, likewise; and bfloat16 from sm_80 on, whose tensor cores have
+ * it. */
+bool spt_backward_halves_fits(const spt_cuda_queue *, const spt_backward *, spt_dtype dtype);
 SPT_WARN_UNUSED spt_status spt_backward_halves(spt_cuda_queue *, const spt_backward *, bool keys,
                                                spt_dtype dtype, spt_error *);
 /* dbias, in its own shape and dtype. */

@@ -8,8 +8,6 @@
  * width in all. */
 #include "attention_backward_tiles.cuh"
 
-#include <type_traits>
-
 /* A block's work: its own rows, and the others [begin, begin + others) of one head after the other. */
 struct half_tiles_work {
   spt_span s;
@@ -167,6 +165,11 @@ static __device__ __forceinline__ void run_tile(const spt_attention_view &v,
 template <typename T, class SHAPE>
 __global__ void __launch_bounds__(SHAPE::THREADS, SHAPE::WIDTH > 64 ? 2 : 3)
     half_tiles_kernel(spt_backward p, bool wide_first, bool wide_second) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+  if (std::is_same<T, spt_bfloat>::value) {
+    return; /* never launched, see spt_backward_halves_fits: not to be compiled for minutes */
+  }
+#endif
   const bool keys = SHAPE::KEYS;
   SPT_SHARED(unsigned char, memory);
   const spt_attention_view &v = p.view;
@@ -226,12 +229,13 @@ __global__ void __launch_bounds__(SHAPE::THREADS, SHAPE::WIDTH > 64 ? 2 : 3)
 
 /* ---- launchers ----------------------------------------------------------------------------------- */
 
-bool spt_backward_halves_fits(const spt_cuda_queue *queue, const spt_backward *p) {
+bool spt_backward_halves_fits(const spt_cuda_queue *queue, const spt_backward *p, spt_dtype dtype) {
   int64_t width = spt_most(p->view.d, p->view.dv);
   int bytes = width <= 64   ? half_tiles<64, false>::BYTES_WITH_ADDED
               : width <= 96 ? half_tiles<96, false>::BYTES_WITH_ADDED
                             : half_tiles<128, false>::BYTES_WITH_ADDED;
-  return width <= 128 && bytes <= queue->device->shared_per_block;
+  return width <= 128 && bytes <= queue->device->shared_per_block &&
+         (dtype == SPT_F16 || queue->device->capability >= 80);
 }
 
 template <typename T, int WIDTH>

@@ -65,6 +65,11 @@ __global__ void plain_stats_kernel(spt_backward p, spt_backward_stats to) {
 /* On tensor cores: the diagonals of grad out^T, 16 rows to a warp. Grid: spt_side_blocks of OWN. */
 template <typename T, class SHAPE>
 __global__ void half_stats_kernel(spt_backward p, spt_backward_stats to) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+  if (std::is_same<T, spt_bfloat>::value) {
+    return; /* never launched: see spt_backward_halves_fits */
+  }
+#endif
   SPT_SHARED(T, grad);
   T *out = grad + SHAPE::OWN * SHAPE::PITCH;
   const spt_attention_view &v = p.view;
@@ -145,7 +150,7 @@ spt_status spt_backward_find_stats(spt_cuda_queue *queue, const spt_backward *p,
   if (spt_stats_rows(p->view) == 0) {
     return SPT_OK;
   }
-  if (dtype != SPT_F32 && spt_backward_halves_fits(queue, p)) {
+  if (dtype != SPT_F32 && spt_backward_halves_fits(queue, p, dtype)) {
     return dtype == SPT_F16 ? launch_width<spt_half>(queue, p, to, err)
                             : launch_width<spt_bfloat>(queue, p, to, err);
   }

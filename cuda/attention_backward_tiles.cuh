@@ -6,6 +6,8 @@
 #ifndef SPATILE_CUDA_ATTENTION_BACKWARD_TILES_CUH
 #define SPATILE_CUDA_ATTENTION_BACKWARD_TILES_CUH
 
+#include <type_traits>
+
 #include "attention_backward.cuh"
 #include "attention_mma.cuh"
 
