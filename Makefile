@@ -118,11 +118,13 @@ test-scalar: build/scalar/stamp
 	build/scalar/venv/bin/python -m pytest tests/ops tests/inference $(PYTEST_ARGS)
 
 # ---- the CUDA backend --------------------------------------------------------------------------
-# Copied beside the core, where it is looked for.
+# Copied beside the core, where it is looked for. CUDA_ARCHITECTURES=80-real, say, compiles for that alone.
+CUDA_ARCHITECTURES ?=
 
 cuda: $(STAMPS)/cuda
 	@$(BIN)/cmake -S cuda -B build/cuda -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
-	  -DPython_EXECUTABLE=$(abspath $(BIN))/python
+	  -DPython_EXECUTABLE=$(abspath $(BIN))/python \
+	  $(if $(CUDA_ARCHITECTURES),-DCMAKE_CUDA_ARCHITECTURES="$(CUDA_ARCHITECTURES)")
 	$(BIN)/cmake --build build/cuda
 	cp build/cuda/libspatile_cuda.so \
 	  "$$($(BIN)/python -c 'import os, spatile._core as core; print(os.path.dirname(core.__file__))')"

@@ -30,26 +30,26 @@ extern __shared__ __align__(1024) unsigned char spt_shared_memory[];
 SPT_WARN_UNUSED spt_status spt_cuda_fail(spt_error *err, const char *op, const char *doing,
                                          cudaError_t code, size_t bytes);
 
-#define SPT_CUDA_TRY(op, doing, call)                                 \
-  do {                                                                \
-    cudaError_t spt_code_ = (call);                                   \
-    if (spt_code_ != cudaSuccess) {                                   \
-      return spt_cuda_fail(err, (op), (doing), spt_code_, 0);         \
-    }                                                                 \
+#define SPT_CUDA_TRY(op, doing, call)                         \
+  do {                                                        \
+    cudaError_t spt_code_ = (call);                           \
+    if (spt_code_ != cudaSuccess) {                           \
+      return spt_cuda_fail(err, (op), (doing), spt_code_, 0); \
+    }                                                         \
   } while (0)
 
 /* Launches in the calling function's name; `err` is the caller's. A kernel with commas in its name
  * goes in parentheses. More than 48 KB of shared memory is asked for first. */
-#define SPT_LAUNCH(op, kernel, grid, block, shared, stream, ...)                              \
-  do {                                                                                        \
-    if ((size_t)(shared) > 48 * 1024) {                                                       \
-      SPT_CUDA_TRY(op, "reserving shared memory",                                             \
-                   cudaFuncSetAttribute((const void *)(kernel),                               \
-                                        cudaFuncAttributeMaxDynamicSharedMemorySize,          \
-                                        (int)(shared)));                                      \
-    }                                                                                         \
-    SPT_LAUNCH_RAW(kernel, (grid), (block), (size_t)(shared), (stream), __VA_ARGS__);         \
-    SPT_CUDA_TRY(op, "launching " #kernel, cudaGetLastError());                               \
+#define SPT_LAUNCH(op, kernel, grid, block, shared, stream, ...)                             \
+  do {                                                                                       \
+    if ((size_t)(shared) > 48 * 1024) {                                                      \
+      SPT_CUDA_TRY(                                                                          \
+          op, "reserving shared memory",                                                     \
+          cudaFuncSetAttribute((const void *)(kernel),                                       \
+                               cudaFuncAttributeMaxDynamicSharedMemorySize, (int)(shared))); \
+    }                                                                                        \
+    SPT_LAUNCH_RAW(kernel, (grid), (block), (size_t)(shared), (stream), __VA_ARGS__);        \
+    SPT_CUDA_TRY(op, "launching " #kernel, cudaGetLastError());                              \
   } while (0)
 
 static inline int64_t spt_blocks(int64_t n, int64_t per_block) {

@@ -39,9 +39,7 @@ static inline float spt_to_float(spt_half h) {
   /* Normal and subnormal alike: the exponent is put right by a multiplication. */
   return spt_bits_to_float(sign | rest << 13) * 0x1p112f;
 }
-static inline float spt_to_float(spt_bfloat b) {
-  return spt_bits_to_float((uint32_t)b.bits << 16);
-}
+static inline float spt_to_float(spt_bfloat b) { return spt_bits_to_float((uint32_t)b.bits << 16); }
 static inline spt_half spt_round_to(spt_half *, float value) {
   uint32_t bits = spt_float_to_bits(value), sign = bits >> 16 & 0x8000, rest = bits & 0x7fffffff;
   if (rest > 0x7f800000) {
