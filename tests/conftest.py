@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,22 @@ def elsewhere() -> str | None:
     """What SPATILE_DEVICE names, unless that is the CPU."""
     named = os.environ.get("SPATILE_DEVICE", "")
     return None if named in ("", "cpu") else named
+
+
+of_the_cpu = pytest.mark.skipif(elsewhere() is not None, reason="of the CPU backend")
+"""Tests of what only the CPU backend has: its tiers, its threads, its workspaces."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    """Where host arrays are computed on a GPU, what only the CPU has is not tested."""
+    try:
+        return (yield)
+    except NotImplementedError as refused:
+        missing = r"second_order_\w+: the cuda\S* backend does not support this op"
+        if elsewhere() is not None and re.fullmatch(missing, str(refused)):
+            pytest.skip(str(refused))
+        raise
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

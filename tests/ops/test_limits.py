@@ -16,6 +16,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import spatile as sp
 
+from ..conftest import elsewhere, of_the_cpu
 from .arrays import normal
 from .calls import Call, all_calls
 
@@ -85,6 +86,12 @@ def test_a_dense_matrix_numbers_its_sides_in_32_bits(shape: tuple[int, int]) -> 
         sp.linear(x, w, out=claiming((1, shape[0])))
 
 
+too_much_to_emulate = pytest.mark.skipif(
+    elsewhere() == "cuda-on-cpu", reason="thread by thread, 2**31 elements take hours"
+)
+
+
+@too_much_to_emulate
 def test_more_than_two_to_the_31_weights() -> None:
     """Rows with stride 0: as many groups as there would be, in the memory of one row."""
     row = normal((1, 65536), scale=0.02)
@@ -100,6 +107,7 @@ def test_more_than_two_to_the_31_weights() -> None:
     )
 
 
+@too_much_to_emulate
 def test_more_than_two_to_the_31_inputs_of_a_product() -> None:
     x = np.broadcast_to(normal((1, 2048)), (2**20 + 24, 2048))
     w = normal((1, 2048), seed=1)
@@ -108,6 +116,7 @@ def test_more_than_two_to_the_31_inputs_of_a_product() -> None:
     assert_array_equal(y, np.broadcast_to(y[0], y.shape))
 
 
+@too_much_to_emulate
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is mapped with Linux's flags")
 def test_what_lies_beyond_two_to_the_31_elements_is_reached() -> None:
     """A table and a matrix of 4 GiB, of which a few pages are touched."""
@@ -235,6 +244,7 @@ def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@of_the_cpu
 def test_a_tier_that_does_not_run_here_is_refused_by_every_op() -> None:
     done = run(REFUSED, SPATILE_CPU_TIER="nonsense")
     assert done.stdout == "refused\n", done.stderr
@@ -307,6 +317,7 @@ print("goes on")
 """
 
 
+@of_the_cpu
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of address space are Linux's here")
 def test_running_out_of_memory_is_a_memory_error_and_no_more() -> None:
     done = run(SHORT_OF_MEMORY, OPENBLAS_NUM_THREADS="1")
@@ -335,6 +346,7 @@ assert (last == 1024).all()
 """
 
 
+@of_the_cpu
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of address space are Linux's here")
 def test_workspaces_that_were_kept_are_given_up_before_memory_lacks() -> None:
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
