@@ -155,6 +155,7 @@ spt_status spt_attention_view_of(spt_cuda_queue *queue, spt_scratch *scratch, co
 static void describe(const spt_cuda_queue *queue, const spt_attention_problem *p,
                      const spt_attend *a, spt_attention_shape *s) {
   s->floats = p->q.dtype == SPT_F32;
+  s->products = p->q.dtype == SPT_F16 || queue->device->capability >= 80;
   s->extras = spt_has_extras(a);
   s->d = p->d;
   s->dv = p->dv;

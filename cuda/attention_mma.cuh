@@ -10,6 +10,18 @@
 #include "exp2.cuh"
 #include "mma.cuh"
 
+/* sm_75 multiplies no bfloat16: there the simple kernel runs (attention_shapes.h), and these are empty. */
+template <typename T>
+struct spt_has_products {
+  static const bool value = true;
+};
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+template <>
+struct spt_has_products<spt_bfloat> {
+  static const bool value = false;
+};
+#endif
+
 #define SPT_LOG2_E 1.44269504088896341f
 
 /* Queries by scale's sign, so that a score's magnitude alone is left to multiply by. */

@@ -18,8 +18,9 @@ typedef enum spt_attention_form {
 } spt_attention_form;
 
 typedef struct spt_attention_shape {
-  bool floats; /* float32, else 16 bits */
-  bool extras; /* pairs are looked at one by one */
+  bool floats;   /* float32, else 16 bits */
+  bool products; /* the processor multiplies this type on tensor cores */
+  bool extras;   /* pairs are looked at one by one */
   int64_t d, dv, heads, sequences;
   int64_t rows; /* queries of all sequences */
   bool packed;
@@ -88,7 +89,7 @@ static inline size_t spt_whole_rows_shared(const spt_attention_shape *s,
 
 /* 4 warps: as many queries as fill the GPU still, and the keys divided among the rest of the warps. */
 static inline bool spt_plan_whole_rows(const spt_attention_shape *s, spt_attention_plan *p) {
-  if (s->floats || s->d > SPT_WHOLE_ROWS_WIDTH || s->dv > SPT_WHOLE_ROWS_WIDTH) {
+  if (s->floats || !s->products || s->d > SPT_WHOLE_ROWS_WIDTH || s->dv > SPT_WHOLE_ROWS_WIDTH) {
     return false;
   }
   p->form = SPT_ATTEND_WHOLE_ROWS;
@@ -123,7 +124,7 @@ static inline int spt_template_width(const spt_attention_shape *s) {
 static inline int spt_stream_keys(int width) { return width > 128 ? 32 : 64; }
 
 static inline bool spt_plan_streaming(const spt_attention_shape *s, spt_attention_plan *p) {
-  if (s->floats || s->d > 256 || s->dv > 256) {
+  if (s->floats || !s->products || s->d > 256 || s->dv > 256) {
     return false;
   }
   p->form = SPT_ATTEND_STREAMING;

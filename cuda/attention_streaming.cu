@@ -284,7 +284,7 @@ __global__ void __launch_bounds__(SPT_STREAM_WARPS *SPT_WARP)
   typedef stream_memory<T, WIDTH, TILES> shape;
   SPT_SHARED(unsigned char, shared);
   spt_attend_block b;
-  if (!spt_find_block(a, shape::WARPS * shape::ROWS, &b)) {
+  if (!spt_has_products<T>::value || !spt_find_block(a, shape::WARPS * shape::ROWS, &b)) {
     return;
   }
   int64_t begin, end;

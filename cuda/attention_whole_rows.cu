@@ -230,7 +230,7 @@ __global__ void __launch_bounds__(128) whole_rows_kernel(spt_attend a, spt_atten
   const int STEPS = KEYS / SPT_MMA;
   SPT_SHARED(unsigned char, shared);
   spt_attend_block b;
-  if (!spt_find_block(a, p.tile, &b)) {
+  if (!spt_has_products<T>::value || !spt_find_block(a, p.tile, &b)) {
     return;
   }
   int64_t begin, end;
