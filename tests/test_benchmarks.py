@@ -229,7 +229,7 @@ def test_a_target_holds_on_the_tiers_that_it_names() -> None:
 
 
 def test_at_most_targets_are_limit_over_value(capsys: Capture) -> None:
-    bench, time = Bench(Options(threads=(1,))), Timing(1.0, 1.0)
+    bench, time = Bench(Options(threads=(1,))), Timing.of([[1.0]])
     kept = [
         bench.keep_at_most(("c", "s", "float32"), value, 0.03, ours=time, peer="p", theirs=time)
         for value in (0.01, 0.03, 0.06, -0.01)

@@ -65,7 +65,7 @@ def bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> run.GpuBench:
     monkeypatch.setattr(
         run,
         "time_in_turns",
-        lambda sides, seconds: [Timing(i + 1.0, i + 1.0) for i in range(len(sides))],
+        lambda sides, seconds: [Timing.of([[(i + 1.0) / 1e3]]) for i in range(len(sides))],
     )
     return run.GpuBench(json=tmp_path / "rows.json")
 

@@ -79,7 +79,7 @@ def _parts(parts: Sequence[Callable[[], Any]], seconds: float) -> list[Timing]:
             start = time.perf_counter()
             part()
             kept.append(time.perf_counter() - start)
-    return [Timing.of(t[1:]) for t in times]
+    return [Timing.of([[s] for s in t[1:]]) for t in times]
 
 
 # ---- alone --------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from spatile.benchmarks import PEERS, console
 from spatile.benchmarks.cases import NATIVE_BFLOAT16, Case, Peer, check
 from spatile.benchmarks.machine import processor, versions
 from spatile.benchmarks.table import Row, with_target, write_rows
-from spatile.benchmarks.timing import Timing, interleave, ratio_of
+from spatile.benchmarks.timing import LEAST_TURNS, Timing, interleave, ratio_of
 
 __all__ = ["Bench", "Options", "run"]
 
@@ -96,10 +96,12 @@ class Bench:
         self.keep(kept)
         return kept
 
-    def interleave(self, title: str, sides: Sequence[Callable[[], object]]) -> list[Timing]:
+    def interleave(
+        self, title: str, sides: Sequence[Callable[[], object]], least_turns: int = LEAST_TURNS
+    ) -> list[Timing]:
         """The sides in turns, each for as long as ``--seconds`` says."""
         console.progress(f"measuring {title}")
-        return interleave(sides, seconds=self.options.seconds)
+        return interleave(sides, seconds=self.options.seconds, least_turns=least_turns)
 
     def _supported(self, case: Case) -> bool:
         console.progress(f"checking {case.title}")

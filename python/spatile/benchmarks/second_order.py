@@ -60,9 +60,9 @@ def _model(bench: Bench, title: tuple[str, str, str], name: str, limit: float) -
         limit / seconds,
         1.0,
         note=f"{seconds:.1f} s of at most {limit:g}; peak memory grew by {grown:.2f} GiB",
-        ours=Timing.of([seconds]),
+        ours=Timing.of([[seconds]]),
         peer="the limit",
-        theirs=Timing.of([limit]),
+        theirs=Timing.of([[limit]]),
     )
 
 

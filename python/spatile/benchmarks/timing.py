@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Timing", "interleave", "overhead_of", "ratio_of", "sum_of"]
+__all__ = ["Timing", "difference_of", "interleave", "overhead_of", "ratio_of", "sum_of"]
 
 RUNS_PER_TURN = 3
 LEAST_TURNS = 4
@@ -18,47 +18,67 @@ LONG = 0.1
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds."""
+    """Milliseconds; ``turns`` holds the least of each turn, in the order of the rounds."""
 
     minimum: float
     median: float
+    turns: tuple[float, ...]
 
     @classmethod
-    def of(cls, seconds: Sequence[float]) -> Timing:
-        """Of measured seconds.
+    def of(cls, turns: Sequence[Sequence[float]]) -> Timing:
+        """Of the seconds measured in each turn.
 
-        >>> Timing.of([0.25, 0.5, 1.0])
-        Timing(minimum=250.0, median=500.0)
+        >>> Timing.of([[0.25, 0.5], [1.0]])
+        Timing(minimum=250.0, median=500.0, turns=(250.0, 1000.0))
         """
-        return cls(min(seconds) * 1e3, statistics.median(seconds) * 1e3)
+        times = [1e3 * t for turn in turns for t in turn]
+        return cls(min(times), statistics.median(times), tuple(1e3 * min(t) for t in turns))
 
 
 def ratio_of(ours: Timing, peer: Timing) -> float:
     """The peer's time over ours, by the medians or by the minima, whichever is less.
 
-    >>> ratio_of(Timing(1.0, 2.0), Timing(3.0, 4.0))
+    >>> ratio_of(Timing.of([[1.0], [3.0]]), Timing.of([[3.0], [5.0]]))
     2.0
     """
     return min(peer.median / ours.median, peer.minimum / ours.minimum)
 
 
 def overhead_of(whole: Timing, base: Timing) -> float:
-    """What ``whole`` takes beyond ``base``, as a fraction: by medians or minima, whichever is more.
+    """What ``whole`` takes beyond ``base``, as a fraction: the median over rounds.
 
-    >>> overhead_of(Timing(1.0, 3.0), Timing(1.0, 2.0))
+    What a machine does besides slows both sides of a round alike, and may be many times a small
+    overhead.
+
+    >>> overhead_of(Timing.of([[1.5], [3.0], [8.0]]), Timing.of([[1.0], [2.0], [4.0]]))
     0.5
     """
-    return max(whole.median / base.median, whole.minimum / base.minimum) - 1.0
+    pairs = zip(whole.turns, base.turns, strict=True)
+    return statistics.median(ours / theirs for ours, theirs in pairs) - 1.0
 
 
-def sum_of(parts: Iterable[Timing]) -> Timing:
+def difference_of(whole: Timing, base: Timing) -> float:
+    """Milliseconds that ``whole`` takes beyond ``base``: the median over rounds.
+
+    >>> difference_of(Timing.of([[1.5], [2.5], [8.0]]), Timing.of([[1.0], [2.0], [4.0]]))
+    500.0
+    """
+    pairs = zip(whole.turns, base.turns, strict=True)
+    return statistics.median(ours - theirs for ours, theirs in pairs)
+
+
+def sum_of(parts: Sequence[Timing]) -> Timing:
     """One after another.
 
-    >>> sum_of([Timing(1.0, 2.0), Timing(3.0, 5.0)])
-    Timing(minimum=4.0, median=7.0)
+    >>> sum_of([Timing.of([[1.0]]), Timing.of([[3.0]])])
+    Timing(minimum=4000.0, median=4000.0, turns=(4000.0,))
     """
-    timings = list(parts)
-    return Timing(sum(t.minimum for t in timings), sum(t.median for t in timings))
+    rounds = zip(*(t.turns for t in parts), strict=True)
+    return Timing(
+        sum(t.minimum for t in parts),
+        sum(t.median for t in parts),
+        tuple(sum(of_round) for of_round in rounds),
+    )
 
 
 def _clock(side: Callable[[], object]) -> float:
@@ -67,29 +87,28 @@ def _clock(side: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def _turn(side: Callable[[], object], times: list[float]) -> None:
+def _turn(side: Callable[[], object]) -> list[float]:
     # The first run finds the other sides' data in the caches and their threads still spinning.
     first = _clock(side)
-    if first >= LONG:
-        times.append(first)
-    else:
-        times += [_clock(side) for _ in range(RUNS_PER_TURN)]
+    return [first] if first >= LONG else [_clock(side) for _ in range(RUNS_PER_TURN)]
 
 
-def interleave(sides: Sequence[Callable[[], object]], *, seconds: float) -> list[Timing]:
-    """All sides in turns, for about ``seconds`` of each and at least ``LEAST_TURNS`` turns.
+def interleave(
+    sides: Sequence[Callable[[], object]], *, seconds: float, least_turns: int = LEAST_TURNS
+) -> list[Timing]:
+    """All sides in turns, for about ``seconds`` of each and at least ``least_turns`` turns.
 
     The first turn of each side warms up and is not counted. Who begins moves on by one from round
     to round, so that nobody always follows the same neighbour.
     """
-    times: list[list[float]] = [[] for _ in sides]
+    turns: list[list[list[float]]] = [[] for _ in sides]
     for side in sides:
-        _turn(side, [])
+        _turn(side)
     started = time.perf_counter()
-    turns = 0
-    while turns < LEAST_TURNS or time.perf_counter() - started < seconds * len(sides):
+    done = 0
+    while done < least_turns or time.perf_counter() - started < seconds * len(sides):
         for i in range(len(sides)):
-            chosen = (i + turns) % len(sides)
-            _turn(sides[chosen], times[chosen])
-        turns += 1
-    return [Timing.of(t) for t in times]
+            chosen = (i + done) % len(sides)
+            turns[chosen].append(_turn(sides[chosen]))
+        done += 1
+    return [Timing.of(t) for t in turns]

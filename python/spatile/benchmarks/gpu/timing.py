@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -73,7 +72,7 @@ def _milliseconds(launch: Callable[[], object]) -> float:
 
 
 def time_in_turns(sides: Sequence[Side], *, seconds: float) -> list[Timing]:
-    """Minimum and median of each. Who begins moves on by one from round to round."""
+    """Of each side. Who begins moves on by one from round to round."""
     times: list[list[float]] = [[] for _ in sides]
     for side in sides:
         side.milliseconds()
@@ -85,4 +84,4 @@ def time_in_turns(sides: Sequence[Side], *, seconds: float) -> list[Timing]:
             chosen = (i + turns) % len(sides)
             times[chosen].append(sides[chosen].milliseconds())
         turns += 1
-    return [Timing(min(t), statistics.median(t)) for t in times]
+    return [Timing.of([[ms / 1e3] for ms in t]) for t in times]
