@@ -92,8 +92,9 @@ static void embed_panel(void *context, int64_t panel, int worker) {
 /* The product of a matrix, from x to y, in y's float32 where it has any; without residual or
  * activation so far. */
 static spt_panel_product product_of(const spt_encoder_matrix *w, const spt_strips_bf16 *bf16,
-                                    const spt_activations *x, const spt_activations *y) {
-  spt_panel_product product = {.bias = w->bias, .pair_rows = spt_rows_of(w)};
+                                    const spt_activations *x, const spt_activations *y,
+                                    int64_t n_tokens) {
+  spt_panel_product product = {.bias = w->bias, .pair_rows = spt_rows_of(w), .n_tokens = n_tokens};
   if (bf16 != NULL) {
     product.strips_bf16 = bf16;
     product.x_pairs = x->bf16;
@@ -140,7 +141,7 @@ static void project_units(const spt_encoder_pass *p, const spt_panel_product *pr
 static void project_heads(spt_encoder_pass *p) {
   const spt_encoder_layer *l = p->layer;
   const spt_strips_bf16 *half = p->layer_bf16 != NULL ? p->layer_bf16->qkv : NULL;
-  spt_panel_product product = product_of(&l->qkv, half, &p->x, &p->qkv);
+  spt_panel_product product = product_of(&l->qkv, half, &p->x, &p->qkv, p->slots);
   /* Scores contract over features, which go in pairs; values over tokens, which lie side by side. */
   for (int32_t h = 0; h < l->n_heads; h++) {
     product.pair_rows = spt_min(product.pair_rows, l->v_row[h]);
@@ -154,7 +155,8 @@ static void project_heads(spt_encoder_pass *p) {
   }
   /* Q of the first tokens, K and V of all tokens. */
   int64_t q_strips = l->q_rows / SPT_STRIP;
-  spt_panel_product first = product_of(&l->qkv, half, &p->first_x, &p->first_q);
+  spt_panel_product first =
+      product_of(&l->qkv, half, &p->first_x, &p->first_q, p->run->n_sequences);
   first.pair_rows = product.pair_rows;
   project_units(p, &first, 0, q_strips, p->query_panels);
   project_units(p, &product, q_strips, spt_product_units(&product), p->n_panels);
@@ -175,21 +177,21 @@ static spt_status run_layer(spt_encoder_pass *p, spt_error *err) {
     x = &p->kept.x;
     context = &p->kept.context;
   }
-  int64_t panels = p->query_panels;
+  int64_t panels = p->query_panels, queries = p->first_only ? p->run->n_sequences : p->slots;
   struct norm_job job = {p, &p->y, l->norm1_weight, l->norm1_bias, x->f32, context};
   if (l->merged_row != NULL) {
     spt_parallel_for(panels, merged_panel, &job);
   } else {
-    spt_panel_product o = product_of(&l->o, half->o, context, &p->y);
+    spt_panel_product o = product_of(&l->o, half->o, context, &p->y, queries);
     o.residual = x->f32;
     o.residual_stride = spt_f32_stride(x);
     run_product(&o, &p->y, panels);
     spt_parallel_for(panels, norm_panel, &job);
   }
-  spt_panel_product up = product_of(&l->up, half->up, &p->y, &p->inner);
+  spt_panel_product up = product_of(&l->up, half->up, &p->y, &p->inner, queries);
   up.activation = l->activation;
   run_product(&up, &p->inner, panels);
-  spt_panel_product down = product_of(&l->down, half->down, &p->inner, &p->x);
+  spt_panel_product down = product_of(&l->down, half->down, &p->inner, &p->x, queries);
   down.residual = p->y.f32;
   down.residual_stride = spt_f32_stride(&p->y);
   run_product(&down, &p->x, panels);

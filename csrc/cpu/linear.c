@@ -66,6 +66,7 @@ static void multiply_block(void *context, int64_t task, int worker) {
   int64_t row = job->first_row + b.panel * SPT_LANES;
   spt_matrix out = columns_of(&job->p->y, first, end - first);
   product.first_row = first;
+  product.n_tokens = job->p->x.rows - row;
   product.y = y;
   product.y_stride = stride;
   if (job->p->residual.data != NULL) { /* in y's own place: each is read before it is written */
@@ -103,6 +104,7 @@ static void unpack_rows(void *context, int64_t panel, int worker) {
 }
 
 static void multiply_scattered(struct linear_job *job) {
+  job->product.n_tokens = job->p->x.rows - job->first_row;
   job->product.y = job->y;
   job->product.y_stride = job->p->w.out * SPT_LANES;
   if (job->p->residual.data != NULL) {

@@ -43,6 +43,7 @@ typedef struct spt_panel_product {
   int64_t pair_rows;
   int64_t first_row; /* of y and residual: output row r is their row r - first_row */
   int64_t x_stride, y_stride, residual_stride;
+  int64_t n_tokens; /* lanes of the panels from there on need no result; 0: all do */
   spt_activation activation;
 } spt_panel_product;
 

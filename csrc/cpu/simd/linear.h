@@ -7,7 +7,8 @@
  * AVX2 has 16 registers: 12 sums, 2 of x and a weight. A strip then goes as 6 + 6 + 4 rows, each pass with
  * a line of x and one of weights a step, out of L2 where a strip is long. Tried on Zen 3 (peak 103
  * GFLOP/s), dense, 80 % of tiles pruned, both 768 wide: 4 rows 90, 82; 4 rows by 24 tokens, so that panels
- * are cut, 94, 79, for a step has three lines; these 97, 87. */
+ * are cut, 94, 79, for a step has three lines; these 97, 87. A last panel that is at most half full is
+ * one register wide: 8 rows of it keep the FMA units as busy as 8 chains can. */
 #include "math.h"
 
 #if VEC_WIDTH == 16
@@ -19,15 +20,18 @@
 #define LINEAR_ROWS_BF16 4 /* both halves of x and of a weight are registers, too */
 #define LINEAR_PANELS 1
 #endif
+#define HALF_PANELS (VECS == 2)
+#define HALF_ROWS 8
+#define LINEAR_ROWS_MOST 8
 
 /* Through memory: the epilogue is a loop, and sums indexed by a loop would never be registers. */
 static inline __attribute__((always_inline)) void store_sums(
     float (*product)[LINEAR_PANELS * SPT_LANES], vec (*sum)[LINEAR_PANELS * VECS], const int rows,
-    const int panels) {
+    const int vecs) {
 #pragma GCC unroll 16
   for (int r = 0; r < rows; r++) {
 #pragma GCC unroll 8
-    for (int v = 0; v < panels * VECS; v++) {
+    for (int v = 0; v < vecs; v++) {
       vec_store(product[r] + v * VEC_WIDTH, sum[r][v]);
     }
   }
@@ -59,7 +63,7 @@ static void store_bf16(const spt_panel_product *p, int64_t row, int64_t q, int l
 /* From row sums to y: what follows the products of rows [first_row, first_row + rows) of a strip. Row r
  * of `product` starts at r * product_stride, 16 sums for each panel. */
 static void finish_rows(const spt_panel_product *p, const spt_strips *w, int64_t strip,
-                        int first_row, int rows, int64_t panel, int panels, const float *product,
+                        int first_row, int rows, int64_t panel, int vecs, const float *product,
                         int product_stride) {
   for (int r = 0; r < rows; r++) {
     int64_t row = spt_strip_row(w, strip, first_row + r);
@@ -69,7 +73,7 @@ static void finish_rows(const spt_panel_product *p, const spt_strips *w, int64_t
     const float *even = product + r * product_stride;
     bool pair = p->y_bf16 != NULL && r + 1 < rows && row % 2 == 0 && row + 1 < p->pair_rows &&
                 spt_strip_row(w, strip, first_row + r + 1) == row + 1;
-    for (int v = 0; v < panels * VECS; v++) {
+    for (int v = 0; v < vecs; v++) {
       int64_t q = panel + v / (VECS);
       int lane = v % (VECS)*VEC_WIDTH;
       vec y = finish(p, vec_load(even + v * VEC_WIDTH), row, q, lane);
@@ -100,17 +104,17 @@ static bool is_plain(const spt_panel_product *p, const spt_strips *w, int64_t st
 static inline __attribute__((always_inline)) void finish_plain(const spt_panel_product *p,
                                                                int64_t row, int64_t panel,
                                                                vec (*sum)[LINEAR_PANELS * VECS],
-                                                               const int rows, const int panels) {
+                                                               const int rows, const int vecs) {
 #pragma GCC unroll 16
   for (int r = 0; r < rows; r++) {
     vec bias = vec_set(p->bias != NULL ? p->bias[row + r] : 0.0f);
 #pragma GCC unroll 8
-    for (int v = 0; v < panels * VECS; v++) {
+    for (int v = 0; v < vecs; v++) {
       sum[r][v] += bias;
     }
   }
 #pragma GCC unroll 8
-  for (int v = 0; v < panels * VECS; v++) {
+  for (int v = 0; v < vecs; v++) {
     int64_t q = panel + v / (VECS), lane = v % (VECS)*VEC_WIDTH;
     int64_t at = (row - p->first_row) * SPT_LANES + lane;
     if (p->y_bf16 != NULL) {
@@ -161,18 +165,18 @@ static inline __attribute__((always_inline)) void add_steps(vec (*sum)[LINEAR_PA
                                                             const word *weight, const word *x,
                                                             int64_t x_stride, int32_t steps,
                                                             const bool bf16, const int rows,
-                                                            const int panels) {
+                                                            const int vecs) {
   for (int32_t k = steps; k > 0; k--) {
     vec xs[LINEAR_PANELS * VECS];
 #pragma GCC unroll 8
-    for (int v = 0; v < panels * VECS; v++) {
+    for (int v = 0; v < vecs; v++) {
       xs[v] = vec_load(x + v / (VECS)*x_stride + v % (VECS)*VEC_WIDTH);
     }
 #pragma GCC unroll 16
     for (int r = 0; r < rows; r++) {
       vec broadcast = vec_set(weight[r]);
 #pragma GCC unroll 8
-      for (int v = 0; v < panels * VECS; v++) {
+      for (int v = 0; v < vecs; v++) {
         sum[r][v] = bf16 ? vec_dot_bf16(sum[r][v], (vec_int)xs[v], (vec_int)broadcast)
                          : sum[r][v] + broadcast * xs[v];
       }
@@ -205,13 +209,13 @@ static inline __attribute__((always_inline)) void strip_product(const strip_oper
                                                                 int64_t strip, int first_row,
                                                                 int64_t panel, prefetch next,
                                                                 const bool bf16, const int rows,
-                                                                const int panels) {
+                                                                const int vecs) {
   const spt_strips *w = o->w;
-  vec sum[LINEAR_ROWS][LINEAR_PANELS * VECS];
+  vec sum[LINEAR_ROWS_MOST][LINEAR_PANELS * VECS];
 #pragma GCC unroll 16
   for (int r = 0; r < rows; r++) {
 #pragma GCC unroll 8
-    for (int v = 0; v < panels * VECS; v++) {
+    for (int v = 0; v < vecs; v++) {
       sum[r][v] = vec_set(0.0f);
     }
   }
@@ -227,19 +231,18 @@ static inline __attribute__((always_inline)) void strip_product(const strip_oper
       for (int i = 0; i < next.lines; i++, next.at += 64) {
         _mm_prefetch(next.at, _MM_HINT_T1);
       }
-      add_steps(sum, weight, x, o->x_stride, steps, bf16, rows, panels);
+      add_steps(sum, weight, x, o->x_stride, steps, bf16, rows, vecs);
       weight += steps * SPT_STRIP;
       x += steps * SPT_LANES;
     }
   }
   if (is_plain(o->p, w, strip, first_row, rows)) {
-    finish_plain(o->p, strip * SPT_STRIP + first_row, panel, sum, rows, panels);
+    finish_plain(o->p, strip * SPT_STRIP + first_row, panel, sum, rows, vecs);
     return;
   }
-  float product[LINEAR_ROWS][LINEAR_PANELS * SPT_LANES];
-  store_sums(product, sum, rows, panels);
-  finish_rows(o->p, w, strip, first_row, rows, panel, panels, product[0],
-              LINEAR_PANELS * SPT_LANES);
+  float product[LINEAR_ROWS_MOST][LINEAR_PANELS * SPT_LANES];
+  store_sums(product, sum, rows, vecs);
+  finish_rows(o->p, w, strip, first_row, rows, panel, vecs, product[0], LINEAR_PANELS * SPT_LANES);
 }
 
 /* 4 left over go as 2 + 2, not 3 + 1: one panel alone starves the FMA units. */
@@ -249,10 +252,10 @@ static int panels_at_once(int64_t left) {
 
 static inline __attribute__((always_inline)) void multiply_rows(const strip_operands *o,
                                                                 int64_t strip, int first_row,
-                                                                int64_t panel, int panels,
+                                                                int64_t panel, int vecs,
                                                                 prefetch next, const bool bf16,
                                                                 const int rows) {
-  switch (panels) {
+  switch (vecs) {
 #if LINEAR_PANELS == 3
     case 3:
       strip_product(o, strip, first_row, panel, next, bf16, rows, 3);
@@ -262,8 +265,12 @@ static inline __attribute__((always_inline)) void multiply_rows(const strip_oper
       break;
 #endif
     default:
-      strip_product(o, strip, first_row, panel, next, bf16, rows, 1);
+      strip_product(o, strip, first_row, panel, next, bf16, rows, VECS);
   }
+}
+
+static bool is_half_full(const spt_panel_product *p, int64_t panel) {
+  return p->n_tokens > 0 && p->n_tokens - panel * SPT_LANES <= SPT_LANES / 2;
 }
 
 static inline __attribute__((always_inline)) void multiply_strip(const strip_operands *o,
@@ -278,12 +285,18 @@ static inline __attribute__((always_inline)) void multiply_strip(const strip_ope
   int here;
   for (int64_t panel = panel_begin; panel < panel_end; panel += here) {
     here = panels_at_once(panel_end - panel);
+    if (HALF_PANELS && !bf16 && is_half_full(o->p, panel)) {
+      for (int r = 0; r < SPT_STRIP; r += HALF_ROWS, ahead += segment) {
+        strip_product(o, strip, r, panel, (prefetch){ahead, lines}, false, HALF_ROWS, 1);
+      }
+      continue;
+    }
     for (int r = 0; r + rows <= SPT_STRIP; r += rows, ahead += segment) {
-      multiply_rows(o, strip, r, panel, here, (prefetch){ahead, lines}, bf16, rows);
+      multiply_rows(o, strip, r, panel, here * VECS, (prefetch){ahead, lines}, bf16, rows);
     }
     if (rest != 0) {
       prefetch next = {ahead, lines};
-      multiply_rows(o, strip, SPT_STRIP - rest, panel, here, next, bf16, rest);
+      multiply_rows(o, strip, SPT_STRIP - rest, panel, here * VECS, next, bf16, rest);
       ahead += segment;
     }
   }
