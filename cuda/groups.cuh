@@ -205,11 +205,12 @@ static inline spt_matrix spt_turned(const spt_matrix &m) {
   return turned;
 }
 
-/* Turns the grid so that columns are the nearer dimension of its matrix; whether it was not. */
+/* Turns the grid so that columns are the nearer dimension of its matrix; whether it was not. Rows that
+ * are all one stay: squares are added in the order of a plain matrix. */
 static inline bool spt_turn_grid(spt_grid *grid) {
   const spt_matrix &w = grid->w;
   int64_t row = w.row < 0 ? -w.row : w.row, col = w.col < 0 ? -w.col : w.col;
-  if (w.rows <= 1 || (w.cols > 1 && row >= col)) {
+  if (w.rows <= 1 || row == 0 || (w.cols > 1 && row >= col)) {
     return false;
   }
   spt_grid turned = *grid;

@@ -143,7 +143,7 @@ def test_matrices_without_groups(shape: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-@pytest.mark.parametrize("shape", [(1, 1), (15, 17), (64, 100)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1), (15, 17), (64, 100), (40, 1100), (1100, 40)], ids=str)
 def test_expand_and_apply(shape: tuple[int, int], pattern: str) -> None:
     mask = np.random.default_rng(3).random(as_pattern(pattern).mask_shape(shape)) < 0.5
     expected = reference.expand_mask(mask, shape, pattern=pattern)
