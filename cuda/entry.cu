@@ -1,9 +1,11 @@
 /* entry: the backend's table, and around each slot what all of them need: the state's device is the
  * calling thread's while the slot runs. The one symbol that the library exports is here. */
+#include "cublas.h"
 #include "encoder.h"
 #include "memory.h"
 #include "slots.h"
 
+#include <stdio.h>
 #include <string.h>
 
 /* ---- devices ----------------------------------------------------------------------------------- */
@@ -32,6 +34,7 @@ static spt_status read_properties(void *device, spt_device_properties *p, spt_er
   p->driver = driver;
   p->runtime = runtime;
   p->multiprocessors = d->sm_count;
+  snprintf(p->cublas, sizeof p->cublas, "%s", spt_cublas_found());
   return SPT_OK;
 }
 

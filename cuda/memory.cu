@@ -7,6 +7,8 @@
  * so that its guards stand where it ends. */
 #include "memory.h"
 
+#include "cublas.h"
+
 #include <pthread.h>
 #include <stdlib.h>
 
@@ -316,6 +318,7 @@ void spt_cuda_close(void *device) {
         free_piece(piece);
       }
     }
+    spt_cublas_free(pool->queue.cublas);
     pthread_mutex_destroy(&pool->lock);
     free(pool);
   }

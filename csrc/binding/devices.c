@@ -61,8 +61,9 @@ PyObject *spt_py_gpu_info(PyObject *self, PyObject *const *args, Py_ssize_t narg
   if (status != SPT_OK) {
     return spt_py_raise(status, &err);
   }
-  return Py_BuildValue("siiLLiii", p.name, (int)p.major, (int)p.minor, (long long)p.memory,
-                       (long long)p.free, (int)p.driver, (int)p.runtime, (int)p.multiprocessors);
+  return Py_BuildValue("siiLLiiis", p.name, (int)p.major, (int)p.minor, (long long)p.memory,
+                       (long long)p.free, (int)p.driver, (int)p.runtime, (int)p.multiprocessors,
+                       p.cublas);
 }
 
 PyObject *spt_py_gpu_library(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {

@@ -158,8 +158,9 @@ def info() -> dict[str, Any]:
     """Version, devices, CPU tier in use with the reason for it, the tiers that run here, threads.
 
     The tier is ``"none"`` where the environment variable SPATILE_CPU_TIER names one that does not
-    run here; then every op raises RuntimeError. ``gpu`` has the library, and what the driver says
-    of each GPU; or, in the loader's or the driver's own words, the reason why there is none.
+    run here; then every op raises RuntimeError. ``gpu`` has the library, cuBLAS's file or why it
+    is not used, and what the driver says of each GPU; or, in the loader's or the driver's own
+    words, the reason why there is none.
 
     >>> import spatile as sp
     >>> sp.info()["cpu"]["tier"] in sp.info()["cpu"]["tiers"]
@@ -192,7 +193,7 @@ def _gpus() -> dict[str, Any]:
         return {"available": False, "library": _core.gpu_library()[0], "reason": reason}
     library, backend = _core.gpu_library()
     described = []
-    for i, (name, major, minor, memory, free, _, _, multiprocessors) in enumerate(found):
+    for i, (name, major, minor, memory, free, _, _, multiprocessors, _) in enumerate(found):
         described.append(
             {
                 "device": f"cuda:{i}",
@@ -204,12 +205,14 @@ def _gpus() -> dict[str, Any]:
             }
         )
     driver, runtime = found[0][5:7]
+    cublas = found[0][8]
     return {
         "available": True,
         "library": library,
         "backend": backend,
         "driver": _version(driver),
         "runtime": _version(runtime),
+        "cublas": cublas,
         "devices": described,
     }
 

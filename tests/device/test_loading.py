@@ -101,6 +101,7 @@ def test_what_info_tells(run: Run, library: Path) -> None:
     assert told["devices"] == ["cpu", "cuda:0"]
     assert told["gpu"]["available"]
     assert told["gpu"]["library"] == str(library)
+    assert "cuBLAS" in told["gpu"]["cublas"]
     assert re.fullmatch(r"\d+\.\d+", told["gpu"]["driver"] + "")
     assert told["gpu"]["devices"][0]["compute_capability"] == "9.0"
     done = run("import sys; from spatile.cli.main import main; sys.exit(main(['info']))")

@@ -54,4 +54,5 @@ def run(given: argparse.Namespace) -> int:
             f"{one['free_memory'] / 2**30:.1f} free"
         )
     print(f"cuda     driver {gpu['driver']}, runtime {gpu['runtime']}, {gpu['library']}")
+    print(f"cublas   {gpu['cublas']}")
     return 0
