@@ -6,6 +6,7 @@
  * runs while the graph is still to write to them. */
 #include "encoder_graph.h"
 
+#include <pthread.h>
 #include <stdlib.h>
 
 #include "cublas.h"

@@ -1,6 +1,7 @@
 /* Which runs of an encoder have a graph. The first of a shape goes kernel by kernel, so that what the
  * driver and libraries make at a first launch is not made in a capture; the second is captured. Shapes that
  * never come again thus cost no more than their key. */
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 

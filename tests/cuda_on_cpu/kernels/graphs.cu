@@ -153,6 +153,7 @@ EXPORTED int run_destroyed_graph(int launch) {
   cudaGraphExecDestroy(exec);
   int code = launch ? cudaGraphLaunch(exec, stream) : cudaGraphDestroy(graph);
   cudaStreamDestroy(stream);
+  cudaGetLastError();
   return code;
 }
 
