@@ -324,20 +324,8 @@ void spt_cuda_close(void *device) {
   while (opened->pools != NULL) {
     spt_cuda_pool *pool = opened->pools;
     opened->pools = pool->next;
-<<<<<<< HEAD
-    for (int i = 0; i < BUCKETS; i++) {
-      while (pool->taken[i] != NULL) {
-        spt_cuda_piece *piece = pool->taken[i];
-        pool->taken[i] = piece->next;
-        free_piece(piece);
-      }
-    }
     spt_cublas_free(pool->queue.cublas);
-    pthread_mutex_destroy(&pool->lock);
-    free(pool);
-=======
     spt_cuda_pool_free(pool);
->>>>>>> graphs
   }
   pthread_mutex_destroy(&opened->lock);
   pthread_mutex_destroy(&opened->capturing);

@@ -119,7 +119,12 @@ static void fiber_main() {
   abort(); /* it is never resumed */
 }
 
-bool in_kernel() { return machine.config != NULL && machine.running < machine.threads.size(); }
+/* Another thread of the process may be on the host while this one is in a kernel. */
+static thread_local bool runs_a_grid;
+
+bool in_kernel() {
+  return runs_a_grid && machine.config != NULL && machine.running < machine.threads.size();
+}
 unsigned running_thread() { return machine.running; }
 AsyncCopies &running_copies() { return machine.threads[machine.running].copies; }
 std::string thread_name(unsigned thread) { return name(machine.threads[thread].index); }
@@ -389,6 +394,7 @@ std::string run_grid(const spt_emulated_config &config, const void *closure,
   prepare(config);
   machine.closure = closure;
   machine.body = thread;
+  runs_a_grid = true;
   uint64_t n = (uint64_t)gridDim.x * gridDim.y * gridDim.z;
   uint64_t start = machine.seed != 0 ? pseudorandom() % n : 0;
   for (uint64_t i = 0; i < n && machine.failure.empty(); i++) {
@@ -406,6 +412,7 @@ std::string run_grid(const spt_emulated_config &config, const void *closure,
     }
   }
   machine.config = NULL;
+  runs_a_grid = false;
   return failure;
 }
 
