@@ -7,6 +7,7 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from unicodedata import category, combining, east_asian_width
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ PIECES = [*WORDS, "un", "##believ", "##able"]
 def byte_level_tokenizer(folder: Path) -> None:
     """RoBERTa's kind: "Ġ" is a space before a word, and a rare character is several bytes."""
     letters = sorted({*"Ġcatdog", *pre_tokenizers.ByteLevel(add_prefix_space=False)
-                      .pre_tokenize_str("é")[0][0]})  # fmt: skip
+                      .pre_tokenize_str("é\u200d")[0][0]})  # fmt: skip
     merges = [("c", "a"), ("ca", "t"), ("d", "o"), ("Ġ", "do"), ("Ġdo", "g")]
     names = ["<s>", "</s>", *letters, *("".join(m) for m in merges)]
     tokenizer = Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, merges))
@@ -167,6 +168,27 @@ def test_what_the_model_cannot_read_is_not_shown(tmp_path: Path) -> None:
     assert not encoder_of(tmp_path).explain("the cat").truncated
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["\U0001f468\u200d\U0001f469\u200d\U0001f467", "\u0645\u06cc\u200c\u062e", "un\u200cbeliev"],
+)
+def test_joiners_are_shown(text: str, tmp_path: Path) -> None:
+    """Families of emoji, and Persian, whose words the tokenizer joins."""
+    encoder_of(tmp_path)
+    write_tokenizer(tmp_path, PIECES)
+    found = Encoder.load(tmp_path).explain(f"the {text}. cat")
+    assert found.kept_words() == ("the", text, ".", "cat")
+    assert f"[CLS] the {text}. cat [SEP]" in found.to_text()
+    assert text in found.to_html()
+
+
+def test_joiners_alone_are_seen(tmp_path: Path) -> None:
+    encoder_of(tmp_path, "roberta")
+    byte_level_tokenizer(tmp_path)
+    found = Encoder.load(tmp_path).explain("cat \u200d dog")
+    assert [w.text for w in found.words] == ["<s>", "cat", "␣", "dog", "</s>"]
+
+
 def test_control_characters_reach_no_terminal(tmp_path: Path) -> None:
     found = encoder_of(tmp_path).explain("the \x1b[31mcat\x07 sat\u202e")
     assert not re.search("[\x1b\x07\u202e]", found.to_text(colour=False))
@@ -242,8 +264,67 @@ def test_a_terminal_shows_the_whole_sentence_struck_out(small: Explanation) -> N
 def test_lines_fit(tmp_path: Path, width: int, colour: bool) -> None:
     encoder = encoder_of(tmp_path, tokens=TOKENS[3], heads=HEADS[3])
     lines = encoder.explain(TEXTS[2]).to_text(colour=colour, width=width).splitlines()
-    table = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in lines[1:-5]]
-    assert max(len(line) for line in table) <= max(width, 36)
+    shown = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in lines]
+    assert max(len(line) for line in shown) <= max(width, 36)
+
+
+def columns_of(line: str) -> int:
+    """What wcwidth says: two for a wide character, none for a mark or a joiner."""
+    return sum(
+        0 if combining(c) or category(c) == "Cf" else 1 + (east_asian_width(c) in "WF")
+        for c in re.sub(r"\x1b\[[0-9;]*m", "", line)
+    )
+
+
+def dropping(words: tuple[Word, ...], *kept: set[int]) -> Explanation:
+    """A layer for each of ``kept``, of 12 heads of which it drops the first that is left."""
+    n = sum(len(word.positions) for word in words)
+    parts = Parts(ffn=Amount(1, 1))
+    views = [
+        LayerView(i, tuple(sorted(set(range(n)) & own)), tuple(range(i, 12)), 0.5)
+        for i, own in enumerate(kept)
+    ]
+    return Explanation(
+        text="", pair=None, tokens=("a",) * n, words=words, layers=tuple(views), n_heads=12,
+        cost=Cost(tuple(LayerCost(i, parts, parts) for i in range(len(kept)))),
+        token_schedule=Schedule.linear(0.5), head_schedule=Schedule.linear(0.5),
+    )  # fmt: skip
+
+
+ALL = set(range(900))
+LONG = {
+    "words": words_of("[CLS]", *["movie"] * 600, "[SEP]"),
+    "chinese": words_of("[CLS]", *(f"~{c}" for c in "這部電影，很好看。" * 40), "[SEP]"),
+    "unknown": words_of("[CLS]", *["這部電影，很好看" * 20] * 5, "[SEP]"),
+    "marks": words_of("[CLS]", *["~!"] * 300, "[SEP]"),
+    "emoji": words_of("[CLS]", *["~\U0001f468\u200d\U0001f469\u200d\U0001f467"] * 60, "[SEP]"),
+}
+
+
+@pytest.mark.parametrize("colour", [False, True])
+@pytest.mark.parametrize("width", [60, 80, 100])
+@pytest.mark.parametrize("name", list(LONG))
+def test_no_line_is_wider_than_asked(name: str, width: int, colour: bool) -> None:
+    found = dropping(LONG[name], *[ALL - set(range(1, 80 * i)) for i in range(12)])
+    lines = found.to_text(colour=colour, width=width).splitlines()
+    assert max(map(columns_of, lines)) <= width
+    assert any(line.startswith("heads dropped: 0 before layer 1; 1") for line in lines)
+    assert any(line.startswith("  ") and "before layer 11" in line for line in lines[-5:])
+
+
+def test_lines_break_where_they_may() -> None:
+    """Between wide characters, though not before their punctuation, and between dots."""
+    gone = [ALL - set(range(1, 300))] * 2
+    found = dropping(LONG["chinese"], ALL, *gone).to_text(colour=False, width=60).splitlines()
+    whole, after = (
+        [line.strip() for line in found[i + 1 : i + 5]]
+        for i, line in enumerate(found)
+        if line.startswith(("    0", "    2"))
+    )
+    assert whole[1].startswith("看。這部電影，很好看。這部電影")
+    assert all(columns_of(line) > 60 - 4 - 4 for line in whole)
+    assert after[0].startswith("[CLS] ····")
+    assert all("·" in line or "影" in line for line in after)
 
 
 def test_escape_codes_are_for_terminals_alone(

@@ -329,6 +329,20 @@ def test_bad_input_is_refused_by_name(tmp_path: Path) -> None:
         encoder.run([[4] * 3], protect=np.zeros(4, bool))
 
 
+def test_schedules_that_do_not_fit_are_refused_where_they_are_set(tmp_path: Path) -> None:
+    encoder = Encoder.load(save(make_model("bert"), tmp_path), tokens=FALLING["bert"][0])
+    for name in ("tokens", "heads"):
+        with pytest.raises(TypeError, match=f"Encoder: {name} is a str, expected a Schedule or"):
+            setattr(encoder, name, "x")
+        with pytest.raises(ValueError, match=r"schedule: keep has 2 layers, expected 3"):
+            setattr(encoder, name, Schedule.per_layer([1, 0.5]))
+    assert (encoder.tokens, encoder.heads) == (FALLING["bert"][0], None)
+    encoder.tokens, encoder.heads = None, FALLING["bert"][1]
+    assert encoder.run([[4, 5, 6, 7, 8]]).kept.counts.tolist() == [[5]] * 3
+    encoder.heads = None
+    assert encoder.run([[4, 5, 6, 7, 8]]).kept.heads.all()
+
+
 @pytest.mark.parametrize("compute", ["float32", "bfloat16"])
 @pytest.mark.parametrize("where", ["query", "value"])
 def test_importance_that_is_nan_is_refused(where: str, compute: str, tmp_path: Path) -> None:

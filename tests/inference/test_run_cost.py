@@ -66,6 +66,9 @@ def test_an_unpruned_model_costs_what_the_dense_one_does(
             assert dense.bytes <= actual.bytes <= 1.2 * dense.bytes  # the packed form's index
     if not first_only:
         assert cost.actual.multiply_adds == encoder.multiply_adds(len(i) for i in ids)
+        encoder.tokens = Schedule.linear(0.8, whole=0.1)  # left out there, as it says
+        assert encoder.run(ids, types).cost.actual.multiply_adds < cost.actual.multiply_adds
+        assert cost.actual.multiply_adds == encoder.multiply_adds(len(i) for i in ids)
 
 
 def test_costs_add_up(tmp_path: Path) -> None:

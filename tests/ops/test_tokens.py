@@ -157,8 +157,10 @@ REFUSED: list[tuple[str, Any, Any, dict[str, Any]]] = [
     ],
     *[
         ("select_tokens", ROW, 0.5, {"offsets": ENDS, "lengths": lengths})
-        for lengths in ([4, 1], [4], [4.5, 2])
+        for lengths in ([4, 1], [4], [4.5, 2], 6, [[4, 2]])
     ],
+    ("select_tokens", ROW, 0.5, {"offsets": [0, 6], "lengths": 6}),
+    ("select_tokens", ROW[:0], 0.5, {"offsets": [0], "lengths": 0}),
     *[
         ("select_tokens", ROW, 0.5, {"offsets": ENDS, "protect": protect})
         for protect in ([2], [-3], [0.5], 2, np.zeros(4, bool))
@@ -167,6 +169,7 @@ REFUSED: list[tuple[str, Any, Any, dict[str, Any]]] = [
     ("gather_tokens", ROW, np.array([-1]), {}),
     ("gather_tokens", ROW, np.array([0.5]), {}),
     ("gather_tokens", ROW, np.array([[0]]), {}),
+    ("gather_tokens", ROW, np.empty(0), {}),
     ("gather_tokens", np.array(3, np.float32), np.array([0]), {}),
 ]
 

@@ -147,6 +147,28 @@ def test_fractions_outside_are_refused_by_name(keep: float) -> None:
         Schedule.linear(0.5, start=keep)
 
 
+def test_made_directly_it_is_checked_alike() -> None:
+    for made, expected in (
+        (Schedule(layers=[1, 0.5]), Schedule.per_layer([1, 0.5])),  # type: ignore[arg-type]
+        (Schedule(averages=[[9, 1], [4, 0.7]]), Schedule.by_length({4: 0.7, 9: 1.0})),  # type: ignore[arg-type]
+        (Schedule(averages={9: 0.7}), Schedule.by_length({9: 0.7})),  # type: ignore[arg-type]
+        (Schedule(average=np.float32(0.75)), Schedule.linear(0.75)),  # type: ignore[arg-type]
+    ):
+        assert made == expected
+        assert hash(made) == hash(expected)
+        assert made.tokens(9, n_layers=2) == expected.tokens(9, n_layers=2)
+    with pytest.raises(ValueError, match=r"schedule: nothing is given, expected one of average, l"):
+        Schedule()
+    with pytest.raises(ValueError, match=r"schedule: average and layers is given, expected one"):
+        Schedule(average=0.5, layers=(1.0, 0.5))
+    with pytest.raises(ValueError, match=r"schedule: keep of layer 0 is 0\.5, expected 1"):
+        Schedule(layers=(0.5,))
+    with pytest.raises(TypeError, match=r"schedule: averages? is a float, expected a mapping"):
+        Schedule(averages=0.5)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"schedule: whole is 'half', expected a fraction"):
+        Schedule(average=0.5, whole="half")  # type: ignore[arg-type]
+
+
 def test_other_nonsense_is_refused_by_name() -> None:
     with pytest.raises(TypeError, match=r"schedule: average is '0\.5'"):
         Schedule.linear("0.5")  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from spatile.inference import Encoder
 from spatile.sparsity import Plan, Schedule
 from spatile.torch import (
     HeadPruning,
@@ -57,6 +58,30 @@ def test_by_length_each_input_loses_its_own_share(tmp_path: Path) -> None:
     kept = assert_as_the_engine(make_model("bert"), tmp_path, schedules=(by_length, by_length))
     assert kept.counts[:, 2].tolist() == [40, 40, 40]
     assert kept.counts[2, 0] < 10
+
+
+@pytest.mark.parametrize("short", [5, 12])
+def test_nan_in_an_input_that_loses_nothing_is_its_own(short: int, tmp_path: Path) -> None:
+    """Beside it another keeps what it keeps alone, in the engine too."""
+    by_length = Schedule.by_length(lambda n: 1.0 if n == short else 0.6)
+    model = make_model("bert")
+    with torch.no_grad():
+        model.bert.embeddings.word_embeddings.weight[3] = torch.nan
+    good, bad = make_ids([9, short])
+    bad[2] = 3
+    model.save_pretrained(tmp_path)
+    engine = Encoder.load(tmp_path, tokens=by_length).run([good]).kept
+    pruning = pruned(model, by_length, None)
+    with torch.no_grad():
+        alone = model(**padded([good])).logits[0]
+        together = model(**padded([good, bad])).logits
+    for layer in range(3):
+        np.testing.assert_array_equal(pruning.kept.positions(layer, 0), engine.positions(layer, 0))
+    assert pruning.kept.counts[:, 1].tolist() == [short] * 3
+    torch.testing.assert_close(together[0], alone, atol=1e-5, rtol=0)
+    assert together[1].isnan().all()
+    with pytest.raises(ValueError, match="TokenPruning: layer 0: the importance of tokens is NaN"):
+        model(**padded([good, [*bad, 4]]))
 
 
 @pytest.mark.parametrize("pattern", ["tile", "row", "column", "head:16"])

@@ -24,7 +24,7 @@ from spatile.inference.files import (
 )
 from spatile.inference.head import ClassifierHead, Predictions, read_head
 from spatile.inference.packed import MANIFEST, is_packed, read_packed, write_packed
-from spatile.inference.running import EncoderRun, Pruning, check_schedules, run_engine
+from spatile.inference.running import EncoderRun, Pruning, checked_schedules, run_engine
 from spatile.inference.summary import Summary, linear_multiply_adds, summarize
 from spatile.inference.tokenization import copy_tokenizer, load_tokenizer, tokenizer_limit
 from spatile.inference.weights import EncoderWeights, apply_plan, expand_tensors, read_checkpoint
@@ -58,12 +58,10 @@ class Encoder:
         self.config = config
         self.device = device
         self.compute = compute
-        self.tokens = tokens
-        self.heads = heads
         self.plan = plan
         self.pooling = pooling
         self.architecture: Architecture = read_architecture(config, source=weights.source)
-        check_schedules(tokens, heads, self.architecture)
+        self._pruning = checked_schedules(Pruning(tokens, heads), self.architecture)
         self._weights = weights
         self._folder = folder
         self._engine, self._layers = compile_encoder(
@@ -189,6 +187,31 @@ class Encoder:
             )
         return tuple(given[kept.layer] for kept in left.layers) if given else ()
 
+    # ---- schedules ------------------------------------------------------------------------------
+
+    @property
+    def tokens(self) -> Schedule | None:
+        """How many of an input's tokens each layer works on; None: all. May be set between runs.
+
+        Setting it raises TypeError for what is no schedule, ValueError for one that does not fit.
+        """
+        return self._pruning.tokens
+
+    @tokens.setter
+    def tokens(self, schedule: Schedule | None) -> None:
+        changed = replace(self._pruning, tokens=schedule)
+        self._pruning = checked_schedules(changed, self.architecture)
+
+    @property
+    def heads(self) -> Schedule | None:
+        """With how many of the heads each layer works on an input; as ``tokens``."""
+        return self._pruning.heads
+
+    @heads.setter
+    def heads(self, schedule: Schedule | None) -> None:
+        changed = replace(self._pruning, heads=schedule)
+        self._pruning = checked_schedules(changed, self.architecture)
+
     # ---- running --------------------------------------------------------------------------------
 
     def tokenize(
@@ -238,7 +261,7 @@ class Encoder:
             self._engine,
             self.architecture,
             [layer.heads for layer in self._layers],
-            Pruning(self.tokens, self.heads),
+            self._pruning,
             ids,
             types,
             first_only=first_only,
@@ -343,7 +366,11 @@ class Encoder:
     # ---- knowing and keeping --------------------------------------------------------------------
 
     def multiply_adds(self, lengths: Iterable[int]) -> int:
-        """Multiply-adds of the layers for inputs of these lengths: products, scores and values."""
+        """Multiply-adds of the layers where every token and head stays: products, scores, values.
+
+        For inputs of these lengths, whatever the schedules are. What a run did with them is its
+        ``cost`` (:class:`Cost`).
+        """
         per_token = linear_multiply_adds(self._layers)
         per_pair = sum(layer.score_width + layer.value_width for layer in self._layers)
         return sum(per_token * n + per_pair * n * n for n in map(int, lengths))
@@ -366,7 +393,7 @@ class Encoder:
         still whole. Raises ValueError for a folder that holds a checkpoint, TypeError for a
         schedule by a function of the length, which no file can hold.
         """
-        schedules = Pruning(self.tokens, self.heads).to_dict()
+        schedules = self._pruning.to_dict()
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
         if not is_packed(folder) and any(folder.glob("model*.safetensors")):

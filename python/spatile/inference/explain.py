@@ -17,6 +17,7 @@ from typing import Any
 from spatile.inference.architecture import Architecture
 from spatile.inference.explain_data import Explained, LayerView, Piece, Word
 from spatile.inference.explain_html import html_of
+from spatile.inference.explain_lines import JOINERS
 from spatile.inference.explain_text import printable, text_of
 from spatile.inference.head import Predictions
 from spatile.inference.running import EncoderRun
@@ -43,7 +44,8 @@ class Explanation(Explained):
         ----------
         colour : struck out by a terminal's escape codes, or "-word-" without any; default: escape
             codes where standard output is a terminal and NO_COLOR is not set
-        width : columns; default: the terminal's, or 100
+        width : columns that no line exceeds but for a word, or a layer's numbers, that alone do; a
+            wide character counts as two. Default: the terminal's, or 100
         """
         if colour is None:
             colour = _is_terminal() and not os.environ.get("NO_COLOR")
@@ -198,7 +200,7 @@ def _pieces(
     Accents that the tokenizer took off stay with their letters.
 
     A token without characters of its own (a later byte of a character) goes with the one before it,
-    or with the next where it is the first. A word that is but a space is shown as "␣".
+    or with the next where it is the first. A word in which nothing is seen is shown as "␣".
     """
     texts: list[str] = []
     positions: list[list[int]] = []
@@ -212,19 +214,22 @@ def _pieces(
             texts.append(shown)
             positions.append([i])
         end = max(end, stop)
+    unseen = not "".join(texts).strip(JOINERS)
     pieces = (
-        Piece(printable(text) or "␣", tuple(places))
+        Piece("␣" if unseen else printable(text), tuple(places))
         for text, places in zip(texts, positions, strict=True)
     )
     return tuple(pieces), end
 
 
 def _with_marks(offsets: list[tuple[int, int]], i: int, source: str) -> int:
-    """Where the text of token ``i`` ends, behind combining marks that no token has."""
+    """Where the text of token ``i`` ends, behind combining marks and joiners that no token has."""
     stop = offsets[i][1]
     # Special tokens are at (0, 0), and the pair's begin anew: no limit.
     following = offsets[i + 1][0] if i + 1 < len(offsets) else 0
     limit = following if following >= stop else len(source)
-    while stop < limit and unicodedata.category(source[stop]).startswith("M"):
+    while stop < limit and (
+        source[stop] in JOINERS or unicodedata.category(source[stop]).startswith("M")
+    ):
         stop += 1
     return stop

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from enum import IntEnum
 
 from spatile.inference.explain_data import Explained, Word
+from spatile.inference.explain_lines import JOINERS, Parting, Span, filled, words_of
 from spatile.inference.head import Predictions
 
 __all__ = [
@@ -22,8 +23,9 @@ __all__ = [
 ]
 
 # Struck out: red where it has just gone, dim where it went before.
-_JUST, _BEFORE, _DIM, _END = "\x1b[9;31m", "\x1b[2;9m", "\x1b[2m", "\x1b[0m"
+_JUST, _BEFORE, _DIM = "\x1b[9;31m", "\x1b[2;9m", "\x1b[2m"
 _LEAST_WIDTH = 24
+_HANG = 2
 
 
 class Fate(IntEnum):
@@ -87,7 +89,7 @@ def text_of(e: Explained, *, colour: bool, width: int) -> str:
     """The whole picture, lines of at most ``width`` columns where words allow it."""
     lines = []
     if e.predictions is not None:
-        lines.append(prediction_line(e.predictions))
+        lines += filled(words_of(prediction_line(e.predictions)), width, hang=_HANG)
     with_heads = e.head_schedule is not None
     n_tokens = len(str(len(e.tokens)))
     heads = f"  {'heads':<{e.n_heads + 1 + 2 * len(str(e.n_heads)) + 1}}" if with_heads else ""
@@ -104,73 +106,53 @@ def text_of(e: Explained, *, colour: bool, width: int) -> str:
             left += f"  {barcode} {len(view.heads):>{len(str(e.n_heads))}}/{e.n_heads}"
         left = f"{left}  {_percent(view.work):>4}  "
         start = 4 if below else indent
-        rows = _filled(_plain(e, i) if not colour else _coloured(e, i), max(8, width - start))
+        rows = filled(_plain(e, i) if not colour else _coloured(e, i), max(8, width - start))
         if below:
             lines.append(left.rstrip())
             lines += [" " * start + row for row in rows]
         else:
             lines += [(left if j == 0 else " " * start) + row for j, row in enumerate(rows)]
-    lines += _legend(e, colour)
-    lines += head_lines(e)
-    lines.append(cost_line(e))
+    for below_all in (*_legend(e, colour), *map(words_of, (*head_lines(e), cost_line(e)))):
+        lines += filled(below_all, width, hang=_HANG)
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _plain(e: Explained, layer: int) -> Iterator[tuple[str, str]]:
-    """Blocks that no line breaks, as (what is seen, what is written).
+def _plain(e: Explained, layer: int) -> Iterator[Span]:
+    """What has just gone is "-word-", what went before a dot.
 
-    What has just gone is "-word-", what went before a dot; words that the text does not separate
-    are not separated while both are kept.
+    Words that the text does not separate are not separated while both are kept, nor are dots.
     """
-    block, before = "", Fate.KEPT
+    before = None
     for word in e.words:
         runs = runs_of(word, e, layer)
-        shown = "".join(_marked(text, fate) for text, fate in runs)
-        first, last = runs[0][1], runs[-1][1]
-        kept_on = before == first == Fate.KEPT and not word.space
-        gone_on = before == first == Fate.DROPPED_BEFORE and len(runs) == 1 and block[-1:] == "·"
-        if block and not (kept_on or gone_on):
-            yield block, block
-            block = ""
-        block += shown
-        before = last
+        first, parting = runs[0][1], Parting.SPACE
+        if before == first == Fate.KEPT and not word.space:
+            parting = Parting.NONE
+        elif before == first == Fate.DROPPED_BEFORE and len(runs) == 1:
+            parting = Parting.BREAK
+        for text, fate in runs:
+            yield parting, _marked(text, fate), ""
+            parting, before = Parting.NONE, fate
     if e.truncated:
-        block += " …"
-    yield block, block
+        yield Parting.NONE, " …", ""
 
 
 def _marked(text: str, fate: Fate) -> str:
     return {Fate.KEPT: text, Fate.JUST_DROPPED: f"-{text}-", Fate.DROPPED_BEFORE: "·"}[fate]
 
 
-def _coloured(e: Explained, layer: int) -> Iterator[tuple[str, str]]:
+def _coloured(e: Explained, layer: int) -> Iterator[Span]:
     """The same, with the words in their places, struck out."""
-    seen = written = ""
     for word in e.words:
-        if seen and word.space:
-            yield seen, written
-            seen = written = ""
+        parting = Parting.SPACE if word.space else Parting.NONE
         for text, fate in runs_of(word, e, layer):
             code = {Fate.KEPT: _DIM if word.special else "", Fate.JUST_DROPPED: _JUST}.get(
                 fate, _BEFORE
             )
-            seen += text
-            written += f"{code}{text}{_END}" if code else text
-    yield (seen + " …", written + " …") if e.truncated else (seen, written)
-
-
-def _filled(blocks: Iterable[tuple[str, str]], width: int) -> list[str]:
-    """Lines of as many blocks as fit."""
-    lines: list[str] = []
-    used = 0
-    for seen, written in blocks:
-        if lines and used + 1 + len(seen) <= width:
-            lines[-1] += " " + written
-            used += 1 + len(seen)
-        else:
-            lines.append(written)
-            used = len(seen)
-    return lines
+            yield parting, text, code
+            parting = Parting.NONE
+    if e.truncated:
+        yield Parting.NONE, " …", ""
 
 
 def _barcode(e: Explained, layer: int) -> str:
@@ -182,13 +164,17 @@ def _percent(share: float) -> str:
     return f"{100 * share:.0f}%"
 
 
-def _legend(e: Explained, colour: bool) -> list[str]:
+def _legend(e: Explained, colour: bool) -> list[Iterable[Span]]:
     if e.token_schedule is None and e.head_schedule is None:
-        return [no_schedules()]
-    how = "-word- is dropped before this layer, each · was earlier"
+        return [words_of(no_schedules())]
+    how: Iterable[Span] = words_of("-word- is dropped before this layer, each · was earlier")
     if colour:
-        how = f"{_JUST}just dropped{_END}, {_BEFORE}dropped before{_END}"
-    return [how, work_line()]
+        how = [
+            (Parting.NONE, "just dropped", _JUST),
+            (Parting.NONE, ",", ""),
+            (Parting.SPACE, "dropped before", _BEFORE),
+        ]
+    return [how, words_of(work_line())]
 
 
 def work_line() -> str:
@@ -233,9 +219,9 @@ def prediction_line(found: Predictions) -> str:
 
 
 def printable(text: str) -> str:
-    """What a terminal may be given: no control characters.
+    """What a terminal may be given: no control characters, but those that join letters or do not.
 
     >>> printable("a\\tb")
     'a\ufffdb'
     """
-    return "".join(c if c.isprintable() else "\ufffd" for c in text)
+    return "".join(c if c.isprintable() or c in JOINERS else "\ufffd" for c in text)

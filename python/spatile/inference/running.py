@@ -16,7 +16,7 @@ from spatile.inference.cost import Cost, cost_of_run
 from spatile.ops.tokens import protected_mask
 from spatile.sparsity import Schedule
 
-__all__ = ["EncoderRun", "Kept", "Pruning", "check_schedules", "head_table", "run_engine"]
+__all__ = ["EncoderRun", "Kept", "Pruning", "checked_schedules", "head_table", "run_engine"]
 
 Array = np.ndarray[Any, Any]
 COST_PARTS = 4
@@ -181,8 +181,11 @@ def head_table(layers: Iterable[Iterable[int]], n_heads: int) -> Array:
     return table
 
 
-def check_schedules(tokens: Schedule | None, heads: Schedule | None, a: Architecture) -> None:
-    """Raises ValueError for a schedule that the model's layers cannot follow."""
+def checked_schedules(given: Pruning, a: Architecture) -> Pruning:
+    """The same. Raises ValueError for a schedule that the model's layers cannot follow, TypeError
+    for what is none.
+    """
+    tokens, heads = given.tokens, given.heads
     for name, schedule in (("tokens", tokens), ("heads", heads)):
         if schedule is not None and not isinstance(schedule, Schedule):
             raise TypeError(
@@ -193,6 +196,7 @@ def check_schedules(tokens: Schedule | None, heads: Schedule | None, a: Architec
         tokens.tokens(a.max_tokens, n_layers=a.n_layers)
     if heads is not None:
         heads.heads(a.n_heads, n_layers=a.n_layers, length=a.max_tokens)
+    return given
 
 
 def _positions(offsets: Array, lengths: Array) -> Array:

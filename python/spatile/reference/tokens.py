@@ -82,8 +82,9 @@ def select_tokens(
     if scores.shape != (ends[-1],):
         raise ValueError(f"{op}: importance.shape is {scores.shape}, expected ({ends[-1]},)")
     own = [stop - start for start, stop in pairwise(ends)]
-    of = own if lengths is None else whole_numbers(op, "lengths", lengths).reshape(-1).tolist()
-    if len(of) != len(own) or any(whole < n for whole, n in zip(of, own, strict=True)):
+    whole = np.array(own, np.int64) if lengths is None else whole_numbers(op, "lengths", lengths)
+    of = whole.tolist()
+    if whole.shape != (len(own),) or any(n > m for n, m in zip(own, of, strict=True)):
         raise ValueError(
             f"{op}: lengths is {of}, expected {len(own)} that are at least the sequences'"
         )
@@ -110,7 +111,7 @@ def gather_tokens(x: ArrayLike, index: ArrayLike) -> NDArray[np.float64]:
         raise ValueError("gather_tokens: x has 0 dimensions, expected at least 1")
     if picked.ndim != 1:
         raise ValueError(f"gather_tokens: index has {picked.ndim} dimensions, expected 1")
-    if picked.size and picked.dtype not in (np.int32, np.int64):
+    if picked.dtype not in (np.int32, np.int64):
         raise TypeError(f"gather_tokens: index.dtype is {picked.dtype}, expected int32 or int64")
     for i, row in enumerate(picked.tolist()):
         if not 0 <= row < len(rows):

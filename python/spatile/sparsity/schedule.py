@@ -34,6 +34,50 @@ def _fraction(name: str, value: Any) -> float:
     return fraction
 
 
+def _falling(keep: Any) -> tuple[float, ...]:
+    """The fractions of layers. Raises as :meth:`Schedule.per_layer` says."""
+    if not isinstance(keep, Iterable):
+        raise TypeError(f"schedule: keep is {keep!r}, expected a fraction for each layer")
+    layers = tuple(_fraction(f"keep of layer {i}", value) for i, value in enumerate(keep))
+    if layers and layers[0] != 1.0:
+        raise ValueError(
+            f"schedule: keep of layer 0 is {layers[0]:g}, expected 1: no importance is known "
+            f"before it"
+        )
+    for i in range(1, len(layers)):
+        if layers[i] > layers[i - 1]:
+            raise ValueError(
+                f"schedule: keep of layer {i} is {layers[i]:g}, expected at most "
+                f"{layers[i - 1]:g}: what is dropped does not come back"
+            )
+    return layers
+
+
+def _by_length(average: Any) -> Averages:
+    """From a mapping, pairs or a function. Raises as :meth:`Schedule.by_length` says."""
+    if callable(average) and not isinstance(average, Mapping):
+        return average  # type: ignore[no-any-return]
+    try:
+        points = dict(average)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"schedule: average is a {type(average).__name__}, expected a mapping from lengths "
+            f"or a function"
+        ) from None
+    if not points:
+        raise ValueError("schedule: average has no length, expected at least one")
+    for length in points:
+        if isinstance(length, bool) or not isinstance(length, int) or length < 1:
+            raise ValueError(
+                f"schedule: average has a length of {length!r}, expected whole numbers of "
+                f"at least 1"
+            )
+    return tuple(
+        (length, _fraction(f"average at length {length}", points[length]))
+        for length in sorted(points)
+    )
+
+
 @dataclass(frozen=True)
 class Schedule:
     """What fraction of an input's tokens, or of a model's heads, each layer works on.
@@ -55,6 +99,25 @@ class Schedule:
     layers: tuple[float, ...] | None = None
     averages: Averages | None = None
 
+    def __post_init__(self) -> None:
+        given = [n for n in ("average", "layers", "averages") if getattr(self, n) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"schedule: {' and '.join(given) or 'nothing'} is given, expected one of average, "
+                f"layers and averages"
+            )
+        checked: dict[str, Any] = {
+            name: _fraction(name, getattr(self, name))
+            for name in ("average", "start", "whole")
+            if getattr(self, name) is not None
+        }
+        if self.layers is not None:
+            checked["layers"] = _falling(self.layers)
+        if self.averages is not None:
+            checked["averages"] = _by_length(self.averages)
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
     @classmethod
     def linear(
         cls, average: float, *, start: float | None = None, whole: float | None = None
@@ -75,11 +138,7 @@ class Schedule:
         >>> [round(keep, 2) for keep in Schedule.linear(0.5).keep(12)]
         [1.0, 1.0, 0.6, 0.56, 0.51, 0.47, 0.42, 0.38, 0.33, 0.29, 0.24, 0.2]
         """
-        return cls(
-            average=_fraction("average", average),
-            start=None if start is None else _fraction("start", start),
-            whole=None if whole is None else _fraction("whole", whole),
-        )
+        return cls(average=_fraction("average", average), start=start, whole=whole)
 
     @classmethod
     def per_layer(cls, keep: Sequence[float]) -> Schedule:
@@ -89,21 +148,7 @@ class Schedule:
         before, TypeError for what are no fractions; a length other than the model's is refused
         where the model is known.
         """
-        if not isinstance(keep, Iterable):
-            raise TypeError(f"schedule: keep is {keep!r}, expected a fraction for each layer")
-        layers = tuple(_fraction(f"keep of layer {i}", value) for i, value in enumerate(keep))
-        if layers and layers[0] != 1.0:
-            raise ValueError(
-                f"schedule: keep of layer 0 is {layers[0]:g}, expected 1: no importance is known "
-                f"before it"
-            )
-        for i in range(1, len(layers)):
-            if layers[i] > layers[i - 1]:
-                raise ValueError(
-                    f"schedule: keep of layer {i} is {layers[i]:g}, expected at most "
-                    f"{layers[i - 1]:g}: what is dropped does not come back"
-                )
-        return cls(layers=layers)
+        return cls(layers=_falling(keep))
 
     @classmethod
     def by_length(
@@ -125,28 +170,7 @@ class Schedule:
         >>> Schedule.by_length({12: 0.9, 100: 0.5}).tokens(56, n_layers=3)
         (56, 46, 15)
         """
-        averages: Averages
-        if isinstance(average, Mapping):
-            if not average:
-                raise ValueError("schedule: average has no length, expected at least one")
-            for length in average:
-                if isinstance(length, bool) or not isinstance(length, int) or length < 1:
-                    raise ValueError(
-                        f"schedule: average has a length of {length!r}, expected whole numbers of "
-                        f"at least 1"
-                    )
-            averages = tuple(
-                (length, _fraction(f"average at length {length}", average[length]))
-                for length in sorted(average)
-            )
-        elif callable(average):
-            averages = average
-        else:
-            raise TypeError(
-                f"schedule: average is a {type(average).__name__}, expected a mapping from lengths "
-                f"or a function"
-            )
-        return cls(averages=averages, whole=None if whole is None else _fraction("whole", whole))
+        return cls(averages=_by_length(average), whole=whole)
 
     # ---- for a model ----------------------------------------------------------------------------
 

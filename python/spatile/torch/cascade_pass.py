@@ -56,12 +56,13 @@ class _Tokens:
     """``keep`` (layers, inputs); ``position`` in the input and ``score`` (inputs, width) so far.
 
     Of a row only as many as the input has tokens left are some. ``last``: the last layer that works
-    on fewer than the one before.
+    on fewer than the one before. ``left`` (inputs,): how many tokens the model's last layer has.
     """
 
     keep: Array
     protect: tuple[int, ...]
     last: int
+    left: Array
     position: Array
     score: Array
 
@@ -98,10 +99,12 @@ class CascadePass:
                 ends = _offsets(lengths)
                 sums = _offsets(self._protected(tokens.protect, ends))
                 least = sums[ends[1:]] - sums[ends[:-1]]
-            last = _last_loss(np.maximum(kept_count(keep, lengths), least))
+            counts = np.maximum(kept_count(keep, lengths), least)
             position = np.tile(np.arange(self.width), (len(lengths), 1))
             score = np.zeros(position.shape)
-            self._tokens = _Tokens(keep, tokens.protect, last, position, score)
+            self._tokens = _Tokens(
+                keep, tokens.protect, _last_loss(counts), counts[-1], position, score
+            )
         if heads is not None:
             keep = heads.of(n_layers, unit="heads", lengths=lengths)
             keep[:, lengths == 0] = 1.0  # without tokens nothing is known of heads
@@ -162,6 +165,8 @@ class CascadePass:
         width, ends = t.position.shape[1], _offsets(self.counts)
         valid = _is_first(self.counts, width)
         packed = t.score[valid].astype(np.float32)
+        # An input that keeps what it has has nothing to order: its NaN is the model's output's.
+        packed[np.repeat(self.counts == t.left, self.counts)] = 0.0
         _check_order(layer, packed)
         protect = None
         if t.protect:

@@ -23,6 +23,9 @@ class HeadPruning(CascadePruning):
     keep their numbers: the schedule's fractions are of the dense model's heads, a layer that has
     fewer loses fewer, and each keeps at least one of its own.
 
+    Not so where the packed model merges W_V and W_O (``Plan.precompute``): it measures a head's
+    magnitude behind W_O then, training before it, and may keep other heads.
+
     It makes the packed model faster, not training: here every head is still projected.
 
     Raises TypeError and ValueError for arguments out of range; for the rest see :meth:`attach`.
