@@ -196,9 +196,9 @@ class Search:
                 f"finetune: the dense model's {metric} is {score['value']:.3f} "
                 f"[{score['low']:.3f}, {score['high']:.3f}] on {report['data']['dev_rows']} dev "
                 f"rows, expected above the majority class's {floor:.3f} by more than its interval: "
-                f"against it any pruned model would pass. Nothing was tried; a search in a new "
-                f"folder with more dense epochs, another rate or more rows may learn something "
-                f"(the dense model's report is in {self.path / 'dense'})"
+                f"it has nothing to lose, so no sparsity is tried; a search in a new folder with "
+                f"more dense epochs, another rate or more rows may learn something (the dense "
+                f"model's report is in {self.path / 'dense'})"
             )
 
     def _bisect(self, progress: Progress, threads: int | None) -> list[dict[str, Any]]:
@@ -299,12 +299,10 @@ def summary_lines(state: dict[str, Any]) -> list[str]:
         lines.append(f"  {describe(tried)}: {verdict}")
     best = state["result"]
     if best is None:
-        learned = (
-            ""
-            if all(t["above_floor"] is not False for t in tries.values())
-            else (" and is above the majority class's score")
-        )
-        return [*lines, f"no sparsity that was tried loses at most {bound:g} points{learned}"]
+        words = f"no sparsity that was tried loses at most {bound:g} points"
+        if any(tries[s]["above_floor"] is False for s in state["steps"]):
+            words += " and is above the majority class's score"
+        return [*lines, words]
     gone = _sparsity(best).removeprefix("sparsity ")
     lines.append(f"highest sparsity that loses at most {bound:g} points: {gone}")
     unsure = [t for s in state["steps"] if (t := tries[s])["low"] < bound < t["high"]]
