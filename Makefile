@@ -130,20 +130,28 @@ cuda: $(STAMPS)/cuda
 	  "$$($(BIN)/python -c 'import os, spatile._core as core; print(os.path.dirname(core.__file__))')"
 
 # ON_CPU_ARGS=--watch finds races and reads outside of everything, at a fraction of the speed.
+# spatile.torch on CUDA tensors has a run of its own, in which host arrays are computed on the CPU.
 # Left out is what is the CPU backend's alone: second-order pruning, its threads, how much memory suffices
 # it, and that rows of heads which all inputs drop are not computed; and growth, for the emulation keeps
 # what is freed, to watch it.
 ON_CPU_ARGS ?=
+NONE_CHOSEN = || [ $$? = 5 ] # pytest's word that PYTEST_ARGS choose none of these tests
+ON_CPU_TORCH := tests/torch/test_attention.py tests/torch/test_layers.py \
+  $(addprefix tests/torch/test_sparse_linear.py::,\
+    test_values_and_gradients_are_those_of_the_masked_layer \
+    test_gradients_of_inputs_in_bfloat16 test_half_precision_weights)
 ON_CPU := build/cuda_on_cpu/libspatile_cuda_on_cpu.so
 test-cuda-on-cpu: $(STAMPS)/test
 	$(BIN)/python tests/cuda_on_cpu/build.py build/cuda_on_cpu $(ON_CPU_ARGS)
 	SPATILE_DEVICE=cuda-on-cpu SPATILE_CUDA_LIBRARY=$(abspath $(ON_CPU)) \
-	  $(BIN)/python -m pytest tests/ops tests/inference \
+	  $(BIN)/python -m pytest tests/ops tests/inference $(ON_CPU_TORCH) \
 	  $(patsubst %,--ignore %,$(wildcard tests/ops/test_second_order*.py)) \
 	  --ignore tests/ops/test_threads.py --ignore tests/ops/test_limits.py \
 	  --ignore tests/inference/test_memory.py \
 	  --deselect tests/ops/test_memory.py::test_thousands_of_calls_leak_nothing \
 	  --deselect tests/inference/test_run_cost.py::test_the_cost_is_what_ran $(PYTEST_ARGS)
+	SPATILE_CUDA_LIBRARY=$(abspath $(ON_CPU)) $(BIN)/python -m pytest tests/torch_cuda $(PYTEST_ARGS) \
+	  $(NONE_CHOSEN)
 
 # ---- on a machine with a GPU -------------------------------------------------------------------
 # With GPU_PYTHON's own NumPy, torch, pytest, cmake and ninja: nothing is installed. Core and backend, for
@@ -163,10 +171,17 @@ build-gpu:
 	rm -f build/gpu/site/spatile/*.so
 	cmake --install build/gpu/cmake --prefix build/gpu/site
 
-# In parallel where pytest-xdist is there.
+# In parallel where pytest-xdist is there. Both runs go to their end, whatever came of the first.
+GPU_PYTEST = -q -p no:cacheprovider $$($(GPU_PYTHON) -c "import xdist; print('-n 8')" 2>/dev/null) \
+  $(PYTEST_ARGS)
+
 test-gpu: build-gpu
+	failed=0; \
 	SPATILE_DEVICE=cuda $(ON_GPU) tests/gpu_report.py $(GPU_RESULTS)/test-gpu.json tests/ops tests/device \
-	  -q -p no:cacheprovider $$($(GPU_PYTHON) -c "import xdist; print('-n 8')" 2>/dev/null) $(PYTEST_ARGS)
+	  $(GPU_PYTEST) || failed=1; \
+	$(ON_GPU) tests/gpu_report.py $(GPU_RESULTS)/test-gpu-torch.json tests/torch_cuda $(GPU_PYTEST) \
+	  $(NONE_CHOSEN) || failed=1; \
+	exit $$failed
 
 bench-gpu: build-gpu
 	@mkdir -p $(GPU_RESULTS)

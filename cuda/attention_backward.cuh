@@ -187,7 +187,7 @@ SPT_WARN_UNUSED spt_status spt_backward_floats(spt_cuda_queue *, const spt_backw
 bool spt_backward_halves_fits(const spt_cuda_queue *, const spt_backward *, spt_dtype dtype);
 SPT_WARN_UNUSED spt_status spt_backward_halves(spt_cuda_queue *, const spt_backward *, bool keys,
                                                spt_dtype dtype, spt_error *);
-/* dbias, in its own shape and dtype. */
+/* dbias, in its own shape and dtype; `dtype` is that of q. */
 SPT_WARN_UNUSED spt_status spt_backward_bias(spt_cuda_queue *, const spt_backward *,
                                              const spt_tensor *dbias, spt_dtype dtype, spt_error *);
 

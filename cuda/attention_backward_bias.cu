@@ -1,16 +1,19 @@
-/* attention_backward's dbias, in the bias's own shape: the sum of dS over what it was broadcast along.
+/* attention_backward's dbias, in the bias's own shape and type: the sum of dS over what it was broadcast along.
  * 32 elements and 8 slices of their sums to a block, each pair's two products recomputed by one thread;
  * few elements with long sums are cut into several blocks' parts, which a second kernel adds in order.
  * Bound by loads, like attention_backward_simple.cu. */
 #include "attention_backward.cuh"
 #include "attention_backward_pair.cuh"
+#include "pack.cuh"
 
 static const int BIAS_SLICES = 8;
 static const int BIAS_OUTPUTS = 32;
 
 /* dbias and what each of its elements sums: sequences, heads, queries, keys. */
 struct bias_sums {
-  int64_t shape[4], stride[4]; /* of dbias */
+  char *dbias;
+  int32_t dtype;               /* the bias's, which need not be q's */
+  int64_t shape[4], stride[4]; /* of dbias; strides in bytes */
   int64_t summed[4];           /* 1 where dbias has the axis */
   int64_t outputs, length;     /* elements; pairs of each */
   int64_t parts;
@@ -32,13 +35,16 @@ static __device__ __forceinline__ void find_element(const bias_sums &b, int64_t 
   }
 }
 
-static __device__ __forceinline__ int64_t offset_of(const bias_sums &b, const int64_t *at) {
-  return at[0] * b.stride[0] + at[1] * b.stride[1] + at[2] * b.stride[2] + at[3] * b.stride[3];
+static __device__ __forceinline__ void store_element(const bias_sums &b, const int64_t *at,
+                                                     float value) {
+  int64_t offset =
+      at[0] * b.stride[0] + at[1] * b.stride[1] + at[2] * b.stride[2] + at[3] * b.stride[3];
+  spt_store_any(b.dbias + offset, b.dtype, value);
 }
 
 /* Grid: (32 elements each, parts). `partial` is (parts, elements), or NULL where there is one part. */
 template <typename T>
-__global__ void bias_kernel(spt_backward p, bias_sums b, T *dbias, float *partial) {
+__global__ void bias_kernel(spt_backward p, bias_sums b, float *partial) {
   SPT_SHARED(float, sums); /* (slices, 32) */
   const spt_attention_view &v = p.view;
   int output = threadIdx.x % BIAS_OUTPUTS, slice = threadIdx.x / BIAS_OUTPUTS;
@@ -66,13 +72,12 @@ __global__ void bias_kernel(spt_backward p, bias_sums b, T *dbias, float *partia
     if (partial != NULL) {
       partial[part * b.outputs + element] = sum;
     } else {
-      spt_store(dbias + offset_of(b, at), sum);
+      store_element(b, at, sum);
     }
   }
 }
 
-template <typename T>
-__global__ void bias_parts_kernel(bias_sums b, const float *partial, T *dbias) {
+__global__ void bias_parts_kernel(bias_sums b, const float *partial) {
   int64_t element = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, at[4];
   if (element < b.outputs) {
     float sum = 0.0f;
@@ -80,7 +85,7 @@ __global__ void bias_parts_kernel(bias_sums b, const float *partial, T *dbias) {
       sum += partial[part * b.outputs + element];
     }
     find_element(b, element, at);
-    spt_store(dbias + offset_of(b, at), sum);
+    store_element(b, at, sum);
   }
 }
 
@@ -99,10 +104,12 @@ spt_status spt_backward_bias(spt_cuda_queue *queue, const spt_backward *p, const
   spt_scratch scratch(queue, op);
   float *partial = NULL;
   bias_sums b;
+  b.dbias = static_cast<char *>(dbias->data);
+  b.dtype = dbias->dtype;
   b.outputs = b.length = 1;
   for (int axis = 0; axis < 4; axis++) {
     b.shape[axis] = dbias->shape[axis];
-    b.stride[axis] = dbias->stride[axis];
+    b.stride[axis] = dbias->stride[axis] * spt_storage_bytes(dbias->dtype);
     b.summed[axis] = dbias->shape[axis] == 1 ? full[axis] : 1;
     b.outputs *= b.shape[axis];
     b.length *= b.summed[axis];
@@ -117,13 +124,12 @@ spt_status spt_backward_bias(spt_cuda_queue *queue, const spt_backward *p, const
   dim3 grid((unsigned)spt_blocks(b.outputs, BIAS_OUTPUTS), (unsigned)b.parts);
   const int threads = BIAS_OUTPUTS * BIAS_SLICES;
   SPT_WITH_STORAGE(dtype, T, {
-    T *to = static_cast<T *>(dbias->data);
-    SPT_LAUNCH(op, bias_kernel<T>, grid, threads, threads * sizeof(float), queue->stream, *p, b, to,
+    SPT_LAUNCH(op, bias_kernel<T>, grid, threads, threads * sizeof(float), queue->stream, *p, b,
                partial);
-    if (partial != NULL) {
-      SPT_LAUNCH(op, bias_parts_kernel<T>, (unsigned)spt_blocks(b.outputs, threads), threads, 0,
-                 queue->stream, b, partial, to);
-    }
   });
+  if (partial != NULL) {
+    SPT_LAUNCH(op, bias_parts_kernel, (unsigned)spt_blocks(b.outputs, threads), threads, 0,
+               queue->stream, b, partial);
+  }
   return SPT_OK;
 }

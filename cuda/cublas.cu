@@ -36,10 +36,8 @@ static float number_at(const void *data, spt_dtype dtype, int64_t at) {
   return spt_load_any(static_cast<const char *>(data) + at * spt_storage_bytes(dtype), dtype);
 }
 
-spt_status spt_cublas_multiply(spt_cuda_queue *, const char *, const spt_cublas_product *p,
-                               bool *done, spt_error *) {
-  *done = stands_in();
-  for (int64_t i = 0; *done && i < p->m * p->n; i++) {
+static void multiply(const spt_cublas_product *p) {
+  for (int64_t i = 0; i < p->m * p->n; i++) {
     int64_t row = i / p->n, col = i % p->n;
     float sum = 0.0f;
     for (int64_t k = 0; k < p->k; k++) {
@@ -54,6 +52,16 @@ spt_status spt_cublas_multiply(spt_cuda_queue *, const char *, const spt_cublas_
     }
     int64_t at = (row * p->y_stride + col) * spt_storage_bytes(p->y_dtype);
     spt_store_any(static_cast<char *>(p->y) + at, p->y_dtype, sum);
+  }
+}
+
+spt_status spt_cublas_multiply(spt_cuda_queue *queue, const char *op, const spt_cublas_product *p,
+                               bool *done, spt_error *err) {
+  *done = stands_in();
+  if (*done) {
+    spt_cublas_product product = *p;
+    SPT_CUDA_TRY(op, "multiplying",
+                 spt_emulated_enqueue(queue->stream, [product] { multiply(&product); }));
   }
   return SPT_OK;
 }

@@ -1,6 +1,6 @@
 /* encoder: a compiled model on the device. Its weights lie there as the products read them, from when it is
  * created. */
-#include "encoder.h"
+#include "encoder_graph.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -187,7 +187,7 @@ static spt_status fill(spt_gpu_encoder *e, spt_error *err) {
     e->sizes[i] = spt_size_of_layer(&m->layers[i], m->compute);
     SPT_TRY(layer_on_device(e, i, err));
   }
-  return SPT_OK;
+  return spt_gpu_graphs_create(e->queue->device, &e->graphs, err);
 }
 
 spt_status spt_cuda_encoder_create(void *state, const spt_encoder_model *model, void **out,
@@ -215,6 +215,7 @@ static void free_product(const spt_gpu_encoder *e, const spt_gpu_product *w) {
 
 void spt_cuda_encoder_free(void *encoder) {
   spt_gpu_encoder *e = (spt_gpu_encoder *)encoder;
+  spt_gpu_graphs_free(e->graphs);
   for (int64_t i = 0; e->layers != NULL && i < e->model->n_layers; i++) {
     spt_gpu_layer *l = &e->layers[i];
     free_product(e, &l->qkv);

@@ -51,6 +51,7 @@ typedef struct spt_gpu_encoder {
   spt_layer_size *sizes; /* (n_layers) */
   void **owned;          /* device memory to give back */
   int64_t n_owned;
+  struct spt_gpu_graphs *graphs; /* encoder_graph.h; NULL: every run goes kernel by kernel */
 } spt_gpu_encoder;
 
 /* (rows, width) float32, and beside it in the type of the products where that is another. */
@@ -88,6 +89,12 @@ typedef struct spt_gpu_pass {
   int32_t *nan_layer;                  /* lowest layer whose importance is NaN, or n_layers */
 } spt_gpu_pass;
 
+/* One block of memory that is filled on the host and goes to the device whole. */
+typedef struct spt_gpu_upload {
+  char *host, *device;
+  size_t bytes;
+} spt_gpu_upload;
+
 /* Tokens of layer i in all, and its offsets. */
 static inline const int64_t *spt_gpu_host_offsets(const spt_gpu_pass *p, int64_t layer) {
   return p->host_offsets + layer * (p->n + 1);
@@ -124,9 +131,16 @@ SPT_WARN_UNUSED spt_status spt_gpu_pruning_note(const spt_gpu_pass *, int64_t la
 SPT_WARN_UNUSED spt_status spt_gpu_pruning_select(spt_gpu_pass *, int64_t layer, bool *compacted,
                                                   spt_error *);
 
+/* What a run needs of the host: fills the block, of `bytes` bytes then, and points the pass into it. Without
+ * memory of the host's only counts. */
+void spt_gpu_lay_out_upload(spt_gpu_pass *, spt_gpu_upload *);
+/* What layers read and write, once the block is laid out. */
+SPT_WARN_UNUSED spt_status spt_gpu_take_activations(spt_scratch *, spt_gpu_pass *, spt_error *);
 /* Everything from the ids to x of the last layer; with first_only, x's first rows. */
 SPT_WARN_UNUSED spt_status spt_gpu_run_layers(spt_gpu_pass *, spt_error *);
 
+/* The results into the run's memory; waits for them. */
+SPT_WARN_UNUSED spt_status spt_gpu_take_down(const spt_gpu_pass *, spt_error *);
 /* Into run->cost, once what was kept is known on the host. */
 void spt_gpu_count_costs(const spt_gpu_pass *);
 

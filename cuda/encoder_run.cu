@@ -1,23 +1,17 @@
 /* A run of the encoder: one upload, kernels on one stream, then the results come down. What its layers need
- * is known before it begins, so nothing in between waits for the host. */
+ * is known before it begins, so nothing in between waits for the host, and a graph can stand for it. */
 #include <stdlib.h>
 #include <string.h>
 
-#include "encoder.h"
+#include "encoder_graph.h"
 #include "slots.h"
 #include "view.cuh"
 
 /* ---- what goes up ----------------------------------------------------------------------------- */
 
-/* Pieces of one block of memory that is filled on the host and goes to the device whole. */
-struct upload {
-  char *host, *device;
-  size_t bytes;
-};
-
 /* Reserves n elements: with host NULL only counts. Returns where they are on the host. */
 template <typename T>
-static T *reserve(upload *up, int64_t n, const T **device) {
+static T *reserve(spt_gpu_upload *up, int64_t n, const T **device) {
   up->bytes = (up->bytes + 15) / 16 * 16;
   size_t at = up->bytes;
   up->bytes += (size_t)n * sizeof(T);
@@ -29,7 +23,7 @@ static T *reserve(upload *up, int64_t n, const T **device) {
 }
 
 template <typename T>
-static void reserve_copy(upload *up, const T *from, int64_t n, const T **device) {
+static void reserve_copy(spt_gpu_upload *up, const T *from, int64_t n, const T **device) {
   *device = NULL;
   if (from != NULL) {
     T *to = reserve(up, n, device);
@@ -66,10 +60,11 @@ static void fill_firsts(const spt_gpu_pass *p, int32_t *rows) {
   }
 }
 
-static void lay_out_upload(spt_gpu_pass *p, upload *up) {
+void spt_gpu_lay_out_upload(spt_gpu_pass *p, spt_gpu_upload *up) {
   const spt_encoder_run *run = p->run;
   const spt_encoder_pruning *pruning = run->pruning;
   int64_t tokens = run->offsets[p->n], layers = p->model->n_layers;
+  up->bytes = 0;
   p->host_offsets = reserve(up, (layers + 1) * (p->n + 1), &p->offsets);
   p->host_first_offsets = reserve(up, p->n + 1, &p->first_offsets);
   int32_t *first_rows = reserve(up, p->n, &p->first_rows);
@@ -145,7 +140,7 @@ static spt_status take_pruning(spt_scratch *s, spt_gpu_pass *p, spt_error *err) 
   return s->take(&p->nan_layer, 1, err);
 }
 
-static spt_status take_activations(spt_scratch *s, spt_gpu_pass *p, spt_error *err) {
+spt_status spt_gpu_take_activations(spt_scratch *s, spt_gpu_pass *p, spt_error *err) {
   int64_t tokens = spt_gpu_tokens(p, 0), firsts = p->host_first_offsets[p->n];
   token_bytes w = widest(p);
   SPT_TRY(take_rows(s, p, &p->x, tokens, err));
@@ -203,14 +198,7 @@ static spt_status take_down_pruning(const spt_gpu_pass *p, spt_error *err) {
   return take_down(p, pruning->kept_heads, p->kept_heads, layers * p->n * p->model->n_heads, err);
 }
 
-static spt_status run_on_device(spt_gpu_pass *p, upload *up, spt_error *err) {
-  spt_scratch scratch(p->queue, "encoder");
-  SPT_TRY(scratch.take(&up->device, (int64_t)up->bytes, err));
-  up->bytes = 0;
-  lay_out_upload(p, up);
-  SPT_TRY(spt_cuda_to_device(p->queue, "encoder", up->device, up->host, up->bytes, err));
-  SPT_TRY(take_activations(&scratch, p, err));
-  SPT_TRY(spt_gpu_run_layers(p, err));
+spt_status spt_gpu_take_down(const spt_gpu_pass *p, spt_error *err) {
   if (p->run->pruning != NULL) {
     SPT_TRY(take_down_pruning(p, err));
   }
@@ -227,6 +215,30 @@ static spt_status run_on_device(spt_gpu_pass *p, upload *up, spt_error *err) {
   return SPT_OK;
 }
 
+/* ---- a run ------------------------------------------------------------------------------------ */
+
+static spt_status run_on_device(spt_gpu_pass *p, spt_gpu_upload *up, spt_error *err) {
+  spt_scratch scratch(p->queue, "encoder");
+  SPT_TRY(scratch.take(&up->device, (int64_t)up->bytes, err));
+  spt_gpu_lay_out_upload(p, up);
+  SPT_TRY(spt_cuda_to_device(p->queue, "encoder", up->device, up->host, up->bytes, err));
+  SPT_TRY(spt_gpu_take_activations(&scratch, p, err));
+  SPT_TRY(spt_gpu_run_layers(p, err));
+  return spt_gpu_take_down(p, err);
+}
+
+static spt_status run_plainly(spt_gpu_pass p, spt_error *err) {
+  spt_gpu_upload up = {};
+  spt_gpu_lay_out_upload(&p, &up); /* counts */
+  up.host = (char *)malloc(up.bytes + 1);
+  if (up.host == NULL) {
+    return spt_fail(err, SPT_OUT_OF_MEMORY, "encoder: no memory");
+  }
+  spt_status status = run_on_device(&p, &up, err);
+  free(up.host);
+  return status;
+}
+
 spt_status spt_cuda_encoder_forward(void *encoder, const spt_encoder_run *run, spt_error *err) {
   spt_gpu_encoder *e = (spt_gpu_encoder *)encoder;
   spt_gpu_pass p = {};
@@ -236,13 +248,15 @@ spt_status spt_cuda_encoder_forward(void *encoder, const spt_encoder_run *run, s
   p.run = run;
   p.narrow = e->model->compute;
   p.n = run->n_sequences;
-  upload up = {};
-  lay_out_upload(&p, &up); /* counts */
-  up.host = (char *)malloc(up.bytes + 1);
-  if (up.host == NULL) {
-    return spt_fail(err, SPT_OUT_OF_MEMORY, "encoder: no memory");
+  bool done = false;
+  spt_gpu_shape *shape = spt_gpu_shape_claim(e->graphs, &p);
+  spt_status status = spt_gpu_shape_run(shape, &p, &done, err);
+  if (!done) {
+    status = run_plainly(p, err);
   }
-  spt_status status = run_on_device(&p, &up, err);
-  free(up.host);
+  if (status == SPT_OUT_OF_MEMORY && spt_gpu_graphs_drop(e->graphs)) {
+    status = run_plainly(p, err);
+  }
+  spt_gpu_shape_release(e->graphs, shape, status == SPT_OK);
   return status;
 }

@@ -125,9 +125,12 @@ static spt_status prepare(void *state, const spt_weight *w, spt_dtype compute, v
 /* Other streams may have used it. */
 static void free_prepared(void *state, void *prepared) {
   spt_on_device here(spt_queue_of(state)->device->ordinal);
+  pthread_mutex_t *capturing = spt_cuda_capturing(spt_queue_of(state));
+  pthread_mutex_lock(capturing);
   if (cudaDeviceSynchronize() != cudaSuccess) {
     (void)cudaGetLastError();
   }
+  pthread_mutex_unlock(capturing);
   spt_cuda_prepared_free(state, prepared);
 }
 

@@ -38,18 +38,20 @@ SPT_WARN_UNUSED spt_status spt_cuda_fail(spt_error *err, const char *op, const c
     }                                                         \
   } while (0)
 
+/* Lets the kernel's blocks have as much shared memory as the device has for one, `bytes` at least. Never less
+ * than another thread, or a graph, launches the kernel with: the limit is the kernel's, not a launch's. */
+SPT_WARN_UNUSED cudaError_t spt_cuda_allow_shared(const void *kernel, size_t bytes);
+
 /* Launches in the calling function's name; `err` is the caller's. A kernel with commas in its name
  * goes in parentheses. More than 48 KB of shared memory is asked for first. */
-#define SPT_LAUNCH(op, kernel, grid, block, shared, stream, ...)                             \
-  do {                                                                                       \
-    if ((size_t)(shared) > 48 * 1024) {                                                      \
-      SPT_CUDA_TRY(                                                                          \
-          op, "reserving shared memory",                                                     \
-          cudaFuncSetAttribute((const void *)(kernel),                                       \
-                               cudaFuncAttributeMaxDynamicSharedMemorySize, (int)(shared))); \
-    }                                                                                        \
-    SPT_LAUNCH_RAW(kernel, (grid), (block), (size_t)(shared), (stream), __VA_ARGS__);        \
-    SPT_CUDA_TRY(op, "launching " #kernel, cudaGetLastError());                              \
+#define SPT_LAUNCH(op, kernel, grid, block, shared, stream, ...)                      \
+  do {                                                                                \
+    if ((size_t)(shared) > 48 * 1024) {                                               \
+      SPT_CUDA_TRY(op, "reserving shared memory",                                     \
+                   spt_cuda_allow_shared((const void *)(kernel), (size_t)(shared)));  \
+    }                                                                                 \
+    SPT_LAUNCH_RAW(kernel, (grid), (block), (size_t)(shared), (stream), __VA_ARGS__); \
+    SPT_CUDA_TRY(op, "launching " #kernel, cudaGetLastError());                       \
   } while (0)
 
 static inline int64_t spt_blocks(int64_t n, int64_t per_block) {

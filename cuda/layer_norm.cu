@@ -149,7 +149,8 @@ static __device__ __forceinline__ void load_again(float (&to)[spt_pack<T>::N],
 }
 
 template <typename T, bool PACKED>
-__global__ void layer_norm_block_kernel(layer_norm_job job, bool cached) {
+__global__ void __launch_bounds__(SPT_BLOCK_ROW_THREADS)
+    layer_norm_block_kernel(layer_norm_job job, bool cached) {
   constexpr int N = spt_pack<T>::N;
   SPT_SHARED(float, partial);
   float *kept = cached ? partial + SPT_WARP : nullptr, v[N];

@@ -1,4 +1,4 @@
-/* memory: errors as statuses, devices and queues, and a pool of device memory for each queue.
+/* memory: devices and queues, and a pool of device memory for each queue.
  *
  * A pool hands a piece out again as soon as it is given back: on one stream whatever the next owner
  * enqueues runs after what the last one did. Sizes are rounded to eight steps a doubling, so that calls of
@@ -11,29 +11,6 @@
 
 #include <pthread.h>
 #include <stdlib.h>
-
-/* ---- errors ------------------------------------------------------------------------------------ */
-
-spt_status spt_cuda_fail(spt_error *err, const char *op, const char *doing, cudaError_t code,
-                         size_t bytes) {
-  (void)cudaGetLastError();
-  bool lost = cudaGetLastError() != cudaSuccess; /* it comes back: the context is gone */
-  if (code == cudaErrorMemoryAllocation) {
-    size_t free_bytes = 0, total = 0;
-    if (cudaMemGetInfo(&free_bytes, &total) != cudaSuccess) {
-      (void)cudaGetLastError();
-    }
-    return spt_fail(err, SPT_OUT_OF_MEMORY,
-                    "%s: %s: %zu bytes wanted of the device, which has %zu free of %zu (%s: %s)",
-                    op, doing, bytes, free_bytes, total, cudaGetErrorName(code),
-                    cudaGetErrorString(code));
-  }
-  return spt_fail(err, SPT_DEVICE_ERROR, "%s: %s: %s (%s)%s", op, doing, cudaGetErrorString(code),
-                  cudaGetErrorName(code),
-                  lost ? "; it may come of an earlier launch, and the driver refuses this process "
-                         "any more work on the device"
-                       : "");
-}
 
 /* ---- pools ------------------------------------------------------------------------------------- */
 
@@ -49,6 +26,7 @@ enum { CLASSES = 512, BUCKETS = 1024 };
 typedef struct spt_cuda_pool {
   spt_cuda_opened *owner;
   spt_cuda_queue queue; /* the state that slots get */
+  bool lasting;         /* nothing goes before the pool does */
   pthread_mutex_t lock;
   size_t kept; /* bytes in free pieces */
   spt_cuda_piece *free_pieces[CLASSES];
@@ -117,8 +95,9 @@ static void trim_all(spt_cuda_opened *opened) {
 static spt_status new_piece(spt_cuda_pool *pool, const char *op, size_t wanted, size_t rounded,
                             spt_cuda_piece *piece, spt_error *err) {
   size_t sizes[] = {rounded, rounded, wanted > 0 ? wanted : 1};
+  int tries = pool->lasting ? 1 : 3;
   cudaError_t code = cudaErrorMemoryAllocation;
-  for (int i = 0; i < 3 && code == cudaErrorMemoryAllocation; i++) {
+  for (int i = 0; i < tries && code == cudaErrorMemoryAllocation; i++) {
     if (i > 0) {
       (void)cudaGetLastError();
       trim_all(pool->owner);
@@ -180,7 +159,8 @@ void spt_cuda_pool_give(spt_cuda_pool *pool, void *data, bool shared) {
   if (piece != NULL) {
     *at = piece->next;
     size_t most = (size_t)(pool->owner->device.memory / (int64_t)KEPT_FRACTION);
-    if (reuses_pieces() && !shared && piece->size_class >= 0 && pool->kept + piece->bytes <= most) {
+    if (pool->lasting || (reuses_pieces() && !shared && piece->size_class >= 0 &&
+                          pool->kept + piece->bytes <= most)) {
       piece->next = pool->free_pieces[piece->size_class];
       pool->free_pieces[piece->size_class] = piece;
       pool->kept += piece->bytes;
@@ -191,6 +171,43 @@ void spt_cuda_pool_give(spt_cuda_pool *pool, void *data, bool shared) {
   if (piece != NULL) {
     free_piece(piece); /* waits for the device: so do streams that nobody knows here */
   }
+}
+
+static spt_status new_pool(spt_cuda_opened *owner, const char *op, spt_cuda_pool **pool,
+                           spt_error *err) {
+  *pool = static_cast<spt_cuda_pool *>(calloc(1, sizeof **pool));
+  if (*pool == NULL) {
+    return spt_fail(err, SPT_OUT_OF_MEMORY, "%s: no memory", op);
+  }
+  pthread_mutex_init(&(*pool)->lock, NULL);
+  (*pool)->owner = owner;
+  return SPT_OK;
+}
+
+spt_status spt_cuda_pool_create_lasting(const spt_cuda_queue *queue, const char *op,
+                                        spt_cuda_pool **pool, spt_error *err) {
+  SPT_TRY(new_pool(queue->pool->owner, op, pool, err));
+  (*pool)->lasting = true;
+  return SPT_OK;
+}
+
+size_t spt_cuda_pool_kept(const spt_cuda_pool *pool) { return pool->kept; }
+
+void spt_cuda_pool_free(spt_cuda_pool *pool) {
+  trim(pool);
+  for (int i = 0; i < BUCKETS; i++) {
+    while (pool->taken[i] != NULL) {
+      spt_cuda_piece *piece = pool->taken[i];
+      pool->taken[i] = piece->next;
+      free_piece(piece);
+    }
+  }
+  pthread_mutex_destroy(&pool->lock);
+  free(pool);
+}
+
+pthread_mutex_t *spt_cuda_capturing(const spt_cuda_queue *queue) {
+  return &queue->pool->owner->capturing;
 }
 
 /* ---- scratch ----------------------------------------------------------------------------------- */
@@ -272,6 +289,7 @@ spt_status spt_cuda_open(int ordinal, void **device, spt_error *err) {
     return spt_fail(err, SPT_OUT_OF_MEMORY, "cuda: no memory");
   }
   pthread_mutex_init(&opened->lock, NULL);
+  pthread_mutex_init(&opened->capturing, NULL);
   spt_on_device here(ordinal);
   spt_status status = here.entered("cuda", err);
   if (status == SPT_OK) {
@@ -287,12 +305,8 @@ spt_status spt_cuda_open(int ordinal, void **device, spt_error *err) {
 
 spt_status spt_cuda_on_stream(void *device, uintptr_t stream, void **state, spt_error *err) {
   spt_cuda_opened *opened = static_cast<spt_cuda_opened *>(device);
-  spt_cuda_pool *pool = static_cast<spt_cuda_pool *>(calloc(1, sizeof *pool));
-  if (pool == NULL) {
-    return spt_fail(err, SPT_OUT_OF_MEMORY, "cuda: no memory");
-  }
-  pthread_mutex_init(&pool->lock, NULL);
-  pool->owner = opened;
+  spt_cuda_pool *pool;
+  SPT_TRY(new_pool(opened, "cuda", &pool, err));
   pool->queue.device = &opened->device;
   pool->queue.stream = reinterpret_cast<cudaStream_t>(stream);
   pool->queue.pool = pool;
@@ -307,10 +321,10 @@ spt_status spt_cuda_on_stream(void *device, uintptr_t stream, void **state, spt_
 void spt_cuda_close(void *device) {
   spt_cuda_opened *opened = static_cast<spt_cuda_opened *>(device);
   spt_on_device here(opened->device.ordinal);
-  trim_all(opened);
   while (opened->pools != NULL) {
     spt_cuda_pool *pool = opened->pools;
     opened->pools = pool->next;
+<<<<<<< HEAD
     for (int i = 0; i < BUCKETS; i++) {
       while (pool->taken[i] != NULL) {
         spt_cuda_piece *piece = pool->taken[i];
@@ -321,7 +335,11 @@ void spt_cuda_close(void *device) {
     spt_cublas_free(pool->queue.cublas);
     pthread_mutex_destroy(&pool->lock);
     free(pool);
+=======
+    spt_cuda_pool_free(pool);
+>>>>>>> graphs
   }
   pthread_mutex_destroy(&opened->lock);
+  pthread_mutex_destroy(&opened->capturing);
   free(opened);
 }

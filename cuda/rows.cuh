@@ -12,6 +12,8 @@
 #define SPT_WARP_ROW 1024 /* elements: 32 a lane */
 #define SPT_WARP_ROW_THREADS 128
 #define SPT_WARP_ROW_BLOCKS 4 /* on a multiprocessor at least: at most 128 registers a thread */
+/* A block's at most. Kernels say so: such a block cannot be launched where a thread has over 64 registers. */
+#define SPT_BLOCK_ROW_THREADS 1024
 
 /* Packs a lane holds at most. */
 template <typename T>
@@ -126,7 +128,7 @@ static inline spt_row_plan spt_plan_rows(const spt_cuda_queue *queue, int64_t ro
     plan.blocks = (unsigned)spt_least(spt_blocks(rows, plan.threads / SPT_WARP), most);
     return plan;
   }
-  plan.threads = n <= 4096 ? 256 : n <= 16384 ? 512 : 1024;
+  plan.threads = n <= 4096 ? 256 : n <= 16384 ? 512 : SPT_BLOCK_ROW_THREADS;
   plan.blocks = (unsigned)spt_least(rows, most);
   size_t partial = SPT_WARP * sizeof(float), row = ((size_t)n + 8) * sizeof(float);
   plan.cached = partial + row <= (size_t)queue->device->shared_per_block;

@@ -57,8 +57,8 @@ __global__ void __launch_bounds__(SPT_WARP_ROW_THREADS, PACKED ? SPT_WARP_ROW_BL
 
 /* A thread finds in `kept` what it put there itself. */
 template <typename T, bool PACKED>
-__global__ void softmax_block_kernel(spt_any_view x, spt_any_view y, int64_t rows, int64_t n,
-                                     bool cached) {
+__global__ void __launch_bounds__(SPT_BLOCK_ROW_THREADS)
+    softmax_block_kernel(spt_any_view x, spt_any_view y, int64_t rows, int64_t n, bool cached) {
   constexpr int N = spt_pack<T>::N;
   SPT_SHARED(float, partial);
   float *kept = partial + SPT_WARP, v[N];

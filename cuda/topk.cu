@@ -14,7 +14,8 @@
 #include "topk.cuh"
 
 #define WARP_THREADS 128
-#define ALONE 16384 /* longer sequences, if few, are shared by blocks */
+#define BLOCK_THREADS 1024 /* at most: a thread then has 64 registers, or the launch fails */
+#define ALONE 16384        /* longer sequences, if few, are shared by blocks */
 
 /* ---- a warp for each sequence ------------------------------------------------------------------- */
 
@@ -134,7 +135,8 @@ static __device__ spt_topk_selection select_by_block(const uint32_t *keys, int n
 }
 
 template <typename T>
-__global__ void topk_block_kernel(spt_topk_job job, int64_t first, int64_t count) {
+__global__ void __launch_bounds__(BLOCK_THREADS)
+    topk_block_kernel(spt_topk_job job, int64_t first, int64_t count) {
   SPT_SHARED(block_memory, memory);
   uint32_t *keys = reinterpret_cast<uint32_t *>(memory + 1);
   for (int64_t i = blockIdx.x; i < count; i += gridDim.x) {
@@ -184,7 +186,7 @@ static spt_status launch(const spt_cuda_queue *queue, const char *op, const spt_
   int64_t most = 64 * (int64_t)queue->device->sm_count;
   unsigned warps = (unsigned)spt_least(spt_blocks(count, WARP_THREADS / SPT_WARP), most);
   unsigned blocks = (unsigned)spt_least(count, most);
-  int threads = longest <= 4096 ? 256 : longest <= 16384 ? 512 : 1024;
+  int threads = longest <= 4096 ? 256 : longest <= 16384 ? 512 : BLOCK_THREADS;
   size_t shared = sizeof(block_memory) + (size_t)longest * sizeof(uint32_t);
   switch (form) {
     case BY_1_ROUND:

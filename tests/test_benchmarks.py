@@ -12,18 +12,18 @@ import numpy as np
 import pytest
 
 import spatile as sp
-from spatile.benchmarks import NAMES, encoder, models, runner
+from spatile.benchmarks import NAMES, console, encoder, models, runner, timing
 from spatile.benchmarks.cases import AVX512, Case, Peer, Target, WrongAnswerError
 from spatile.benchmarks.exported import Exported
 from spatile.benchmarks.runner import Bench, Options
 from spatile.benchmarks.table import Row, with_target
-from spatile.benchmarks.timing import Timing, interleave
+from spatile.benchmarks.timing import Estimate, Timing, interleave
 from spatile.cli import main
 
 Capture = pytest.CaptureFixture[str]
 
 KEYS = ["case", "shape", "dtype", "tier", "threads", "ours_ms", "peer", "peer_ms", "ratio"]
-KEYS += ["target", "met"]
+KEYS += ["target", "met", "interval"]
 NATIVE = sp.info()["cpu"]["tier"] in ("avx512_bf16", "amx_bf16")
 
 
@@ -86,8 +86,10 @@ def test_every_name_writes_its_rows(name: str, only: str, cases: int, tmp_path: 
         assert row["ratio"] > 0
         if row["target"] is None:
             assert row["met"] is None
-        else:
+        elif row["met"] is not None:
             assert row["met"] == (row["ratio"] >= row["target"])
+        else:
+            assert row["interval"]
 
 
 def test_rows_of_bfloat16_are_those_of_a_tier_that_has_it(tmp_path: Path, capsys: Capture) -> None:
@@ -231,14 +233,30 @@ def test_a_target_holds_on_the_tiers_that_it_names() -> None:
 def test_at_most_targets_are_limit_over_value(capsys: Capture) -> None:
     bench, time = Bench(Options(threads=(1,))), Timing.of([[1.0]])
     kept = [
-        bench.keep_at_most(("c", "s", "float32"), value, 0.03, ours=time, peer="p", theirs=time)
-        for value in (0.01, 0.03, 0.06, -0.01)
+        bench.keep_at_most(("c", "s", "float32"), found, 0.03, ours=time, peer="p", theirs=time)
+        for found in (Estimate.of([value]) for value in (0.01, 0.03, 0.06, -0.01))
     ]
     assert [r.ratio for r in kept] == [3.0, 1.0, 0.5, 100.0]
     assert [r.met for r in kept] == [True, True, False, True]
     assert {r.target for r in kept} == {1.0}
     assert bench.rows == kept
     assert "missed" in capsys.readouterr().out
+
+
+def test_a_target_within_the_noise_is_open(capsys: Capture) -> None:
+    bench, time, title = Bench(Options(threads=(1,))), Timing.of([[1.0]]), ("c", "s", "float32")
+    noisy = Estimate(0.9, 0.7, 1.1)
+    sides: dict[str, Any] = {"ours": time, "peer": "p", "theirs": time}
+    kept = [
+        bench.keep_at_most(title, noisy, 1.0, **sides),
+        bench.keep_at_least(title, noisy, 1.0, note="", **sides),
+        bench.keep_at_most(title, noisy, 1.2, **sides),
+        bench.keep_at_least(title, noisy, 1.2, note="", **sides),
+    ]
+    assert [row.met for row in kept] == [None, None, True, False]
+    assert kept[0].interval == (0.7, 1.1)
+    assert "target 1: open" in capsys.readouterr().out
+    assert next(iter(console.summary(kept))).endswith("1 met, 1 missed, 2 open")
 
 
 # ---- checking and timing
@@ -277,6 +295,15 @@ def test_what_is_not_supported_is_left_out_with_its_reason(capsys: Capture) -> N
     found = bench.compare(cases, [one_peer(lambda: np.ones(3))])
     assert [r.case for r in found] == ["c"]
     assert "never, s, float32: not supported: linear: compute" in capsys.readouterr().out
+
+
+def test_sides_of_one_group_are_counted_as_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The least of three against one run would favour the short side by their noise."""
+    monkeypatch.setattr(timing, "_clock", lambda side: side())
+    noise = iter(range(1, 1000))
+    short, long = interleave([lambda: 1e-5 * next(noise), lambda: 0.2], seconds=0.0)
+    assert len(short.turns) == len(long.turns)
+    assert short.median == pytest.approx(float(np.median(short.turns)))
 
 
 def test_sides_take_turns() -> None:
@@ -326,7 +353,7 @@ def test_the_summary_names_what_was_met_and_missed(capsys: Capture) -> None:
     rows = [row("x", 2.0), replace(row("y", 3.0), target=2.0, met=True)]
     rows.append(replace(row("z", 0.5), target=1.0, met=False))
     first, met, missed = summary(rows)
-    assert first == "3 rows, 2 of them with a target: 1 met, 1 missed"
+    assert first == "3 rows, 2 of them with a target: 1 met, 1 missed, 0 open"
     assert met.split()[0] == "met"
     assert "3 of 2" in met
     assert missed.split()[0] == "missed"

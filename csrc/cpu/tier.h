@@ -109,7 +109,7 @@ typedef struct spt_attention_block {
   float *magnitudes; /* (16) or NULL: sum of |out| of each lane */
 } spt_attention_block;
 
-#define SPT_SHARE_UNIT 0x1p-20f /* 16 probabilities add up exactly in float32 */
+#define SPT_SHARE_UNIT 0x1p-26f /* 16 probabilities add up in 32 bits, 2^27 of them in a double */
 
 static inline bool spt_keeps_rows(const spt_attention_block *b) {
   return b->token_importance != NULL || b->token_shares != NULL;

@@ -31,11 +31,16 @@ enum Holder { UNKNOWN, OUTSIDE, DEVICE, PINNED };
 Holder holder(const void *data, size_t bytes, uintptr_t *low = NULL, uintptr_t *high = NULL);
 std::string describe_address(const void *data);
 
+/* counts.cc: kernels that were launched, but by no replay; captures that ended well; launches of graphs; and
+ * what there is now of graphs (both kinds), streams and memory. */
+enum Counted { LAUNCHES, CAPTURES, REPLAYS, GRAPHS, STREAMS, DEVICE_BYTES, PINNED_BYTES, COUNTED };
+void count(Counted, long by);
+
 /* faults.cc */
 int device_count();
 int driver_version();
-bool fault_at_launch();
-bool fault_at_allocation(size_t bytes, size_t in_use);
+bool fault(
+    const char *what); /* whether this one, of those that SPT_EMULATED_FAULTS counts, fails */
 size_t memory_limit();
 int capability();
 bool order(bool *reverse, unsigned *seed); /* false: forward */

@@ -4,6 +4,8 @@
  * variable changes:
  *   alloc:N    the N-th allocation from now fails, as for lack of memory
  *   launch:N   the N-th launch from now fails
+ *   capture:N  the N-th capture of a stream is invalid from its start
+ *   instantiate:N, replay:N   the N-th graph that is made executable, or launched, lacks memory
  *   memory:B   the device has B bytes
  *   devices:N  there are N devices (0: none)
  *   driver:V   the driver's version is V, as cudaDriverGetVersion gives it; below 12000 it is too old */
@@ -11,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <map>
 #include <mutex>
 
 #include "emulator.h"
@@ -19,7 +22,7 @@ namespace emulated {
 
 static std::mutex mutex;
 static std::string seen;
-static long allocations, launches;
+static std::map<std::string, long> counts; /* of what may fail */
 
 /* The number behind `what:` in the list, or `otherwise`. */
 static long asked(const char *what, long otherwise) {
@@ -27,7 +30,7 @@ static long asked(const char *what, long otherwise) {
   list = list == NULL ? "" : list;
   if (seen != list) {
     seen = list;
-    allocations = launches = 0;
+    counts.clear();
   }
   size_t length = strlen(what);
   for (const char *at = list; at != NULL; at = strchr(at, ',')) {
@@ -51,15 +54,10 @@ size_t memory_limit() {
   std::lock_guard<std::mutex> lock(mutex);
   return (size_t)asked("memory", 16L << 30);
 }
-bool fault_at_launch() {
+bool fault(const char *what) {
   std::lock_guard<std::mutex> lock(mutex);
-  long n = asked("launch", 0);
-  return ++launches == n;
-}
-bool fault_at_allocation(size_t, size_t) {
-  std::lock_guard<std::mutex> lock(mutex);
-  long n = asked("alloc", 0);
-  return ++allocations == n;
+  long n = asked(what, 0);
+  return ++counts[what] == n;
 }
 
 int capability() {

@@ -188,7 +188,7 @@ static cudaError_t take(void **data, size_t bytes, bool pinned) {
   std::lock_guard<std::mutex> lock(mutex);
   size_t whole = BEFORE + (bytes + 255) / 256 * 256 + AFTER;
   if (whole < bytes || bytes > memory_limit() || in_use > memory_limit() - bytes ||
-      fault_at_allocation(bytes, in_use)) {
+      fault("alloc")) {
     return failed(cudaErrorMemoryAllocation);
   }
   unsigned char *block = (unsigned char *)aligned_alloc(256, whole);
@@ -199,6 +199,7 @@ static cudaError_t take(void **data, size_t bytes, bool pinned) {
   poison(block + BEFORE, bytes, FRESH);
   guard(a);
   in_use += pinned ? 0 : bytes;
+  count(pinned ? PINNED_BYTES : DEVICE_BYTES, (long)bytes);
   *data = block + BEFORE;
   allocations[(uintptr_t)*data] = a;
   return cudaSuccess;
@@ -222,6 +223,7 @@ static cudaError_t give(void *data, bool pinned) {
   Allocation &a = found->second;
   std::string wrong = check(a);
   in_use -= pinned ? 0 : a.bytes;
+  count(pinned ? PINNED_BYTES : DEVICE_BYTES, -(long)a.bytes);
   a.freed = true;
   kept_freed += a.whole;
   freed_first.push_back((uintptr_t)data);

@@ -62,7 +62,12 @@ static cudaError_t check_config(const spt_emulated_config &c) {
 
 static cudaError_t launch(const spt_emulated_config &config, const void *closure,
                           void (*thread)(const void *)) {
-  if (fault_at_launch()) {
+  cudaError_t code =
+      check_config(config); /* the kernel's limit may be another than when captured */
+  if (code != cudaSuccess) {
+    return code;
+  }
+  if (fault("launch")) {
     return failed(cudaErrorLaunchFailure, "unspecified launch failure (injected)");
   }
   std::string wrong = run_grid(config, closure, thread);
@@ -79,6 +84,7 @@ void spt_emulated_launch(const spt_emulated_config &config, cudaStream_t stream,
   if (emulated::usable_device() != cudaSuccess || emulated::check_config(config) != cudaSuccess) {
     return;
   }
+  emulated::count(emulated::LAUNCHES, 1);
   emulated::enqueue(stream, [=] { return emulated::launch(config, closure.get(), thread); });
 }
 
@@ -131,9 +137,15 @@ static const error_text error_texts[] = {
               "operation not permitted when stream is capturing"),
     SPT_ERROR(cudaErrorStreamCaptureInvalidated,
               "operation failed due to a previous error during capture"),
+    SPT_ERROR(cudaErrorStreamCaptureUnmatched,
+              "capture was not ended in the same stream as it began"),
     SPT_ERROR(cudaErrorStreamCaptureUnjoined, "capturing stream has unjoined work"),
     SPT_ERROR(cudaErrorStreamCaptureImplicit,
               "operation would make the legacy stream depend on a capturing blocking stream"),
+    SPT_ERROR(cudaErrorCapturedEvent,
+              "operation not permitted on an event last recorded in a capturing stream"),
+    SPT_ERROR(cudaErrorStreamCaptureWrongThread,
+              "attempt to terminate a thread-local capture sequence from another thread"),
 };
 #undef SPT_ERROR
 

@@ -1,4 +1,4 @@
-/* stream.cc: streams, events, copies, and graphs recorded from streams.
+/* stream.cc: streams, events, copies, and captures of streams.
  *
  * A stream does at once what it is given. While it is captured it keeps that as closures instead, which a
  * graph replays in their order. The rules of capture are CUDA's: nothing that waits or allocates meanwhile, work of
@@ -10,18 +10,8 @@
 #include <mutex>
 #include <set>
 #include <thread>
-#include <vector>
 
 #include "emulator.h"
-
-typedef std::vector<std::function<cudaError_t()>> Work;
-
-struct spt_emulated_graph {
-  Work work;
-};
-struct spt_emulated_graph_exec {
-  Work work;
-};
 
 /* One capture: the stream it began on, and those that joined. */
 struct Capture {
@@ -29,7 +19,7 @@ struct Capture {
   cudaStreamCaptureMode mode;
   std::thread::id thread;
   bool invalid = false;
-  Work work;
+  emulated::Work work;
   std::set<cudaStream_t> joined;
 };
 
@@ -118,6 +108,15 @@ cudaError_t enqueue(cudaStream_t name, std::function<cudaError_t()> work) {
     }
   }
   return work();
+}
+
+/* A device's captured streams cannot be waited for, and so the device cannot, in whatever mode. */
+static cudaError_t device_in_capture() {
+  Lock lock(mutex);
+  for (const std::shared_ptr<Capture> &capture : captures) {
+    capture->invalid = true;
+  }
+  return captures.empty() ? cudaSuccess : failed(cudaErrorStreamCaptureUnsupported);
 }
 
 static cudaError_t wait_for(cudaStream_t name) {
@@ -263,6 +262,7 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags) {
   *stream = new spt_emulated_stream;
   (*stream)->blocking = (flags & cudaStreamNonBlocking) == 0;
   emulated::streams.insert(*stream);
+  emulated::count(emulated::STREAMS, 1);
   return cudaSuccess;
 }
 cudaError_t cudaStreamCreate(cudaStream_t *stream) { return cudaStreamCreateWithFlags(stream, 0); }
@@ -278,12 +278,13 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
     stream->capture->invalid = true;
   }
   delete stream;
+  emulated::count(emulated::STREAMS, -1);
   return cudaSuccess;
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) { return emulated::wait_for(stream); }
 cudaError_t cudaStreamQuery(cudaStream_t stream) { return emulated::wait_for(stream); }
 cudaError_t cudaDeviceSynchronize(void) {
-  cudaError_t code = emulated::unsafe_in_capture();
+  cudaError_t code = emulated::device_in_capture();
   return code == cudaSuccess ? emulated::wait_for(NULL) : code;
 }
 
@@ -367,7 +368,7 @@ static cudaError_t wait_for_event(cudaEvent_t event) {
   Lock lock(emulated::mutex);
   code = check_event(event);
   if (code == cudaSuccess && event->capture != NULL) {
-    code = failed(cudaErrorStreamCaptureUnsupported);
+    code = failed(cudaErrorCapturedEvent);
   }
   return code;
 }
@@ -387,7 +388,7 @@ cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t start, cudaEve
   return code;
 }
 
-/* ---- graphs ---- */
+/* ---- captures ---- */
 
 cudaError_t cudaStreamBeginCapture(cudaStream_t name, enum cudaStreamCaptureMode mode) {
   Lock lock(emulated::mutex);
@@ -402,6 +403,7 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t name, enum cudaStreamCaptureMode
   stream->capture->origin = name;
   stream->capture->mode = mode;
   stream->capture->thread = std::this_thread::get_id();
+  stream->capture->invalid = emulated::fault("capture");
   captures.insert(stream->capture);
   return cudaSuccess;
 }
@@ -414,8 +416,15 @@ cudaError_t cudaStreamEndCapture(cudaStream_t name, cudaGraph_t *graph) {
     return bad_stream();
   }
   std::shared_ptr<Capture> capture = stream->capture;
-  if (capture == NULL || capture->origin != name) {
+  if (capture == NULL) {
     return failed(cudaErrorInvalidValue);
+  }
+  if (capture->origin != name) {
+    return failed(cudaErrorStreamCaptureUnmatched);
+  }
+  if (capture->mode != cudaStreamCaptureModeRelaxed &&
+      capture->thread != std::this_thread::get_id()) {
+    return failed(cudaErrorStreamCaptureWrongThread);
   }
   bool unjoined = false;
   for (cudaStream_t other : capture->joined) {
@@ -430,7 +439,8 @@ cudaError_t cudaStreamEndCapture(cudaStream_t name, cudaGraph_t *graph) {
   if (capture->invalid || unjoined) {
     return failed(unjoined ? cudaErrorStreamCaptureUnjoined : cudaErrorStreamCaptureInvalidated);
   }
-  *graph = new spt_emulated_graph{std::move(capture->work)};
+  emulated::count(emulated::CAPTURES, 1);
+  *graph = emulated::graph_of(std::move(capture->work));
   return cudaSuccess;
 }
 
@@ -448,47 +458,5 @@ cudaError_t cudaStreamIsCapturing(cudaStream_t name, enum cudaStreamCaptureStatu
 
 cudaError_t cudaThreadExchangeStreamCaptureMode(enum cudaStreamCaptureMode *mode) {
   std::swap(*mode, emulated::thread_mode);
-  return cudaSuccess;
-}
-
-cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t *exec, cudaGraph_t graph,
-                                          unsigned long long) {
-  if (graph == NULL) {
-    return failed(cudaErrorInvalidValue);
-  }
-  *exec = new spt_emulated_graph_exec{graph->work};
-  return cudaSuccess;
-}
-cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph,
-                                 unsigned long long flags) {
-  return cudaGraphInstantiateWithFlags(exec, graph, flags);
-}
-cudaError_t cudaGraphUpload(cudaGraphExec_t, cudaStream_t) { return cudaSuccess; }
-
-cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
-  if (exec == NULL) {
-    return failed(cudaErrorInvalidValue);
-  }
-  return emulated::enqueue(stream, [=] {
-    for (const std::function<cudaError_t()> &work : exec->work) {
-      cudaError_t code = work();
-      if (code != cudaSuccess) {
-        return code;
-      }
-    }
-    return cudaSuccess;
-  });
-}
-
-cudaError_t cudaGraphGetNodes(cudaGraph_t graph, void *, size_t *count) {
-  *count = graph->work.size();
-  return cudaSuccess;
-}
-cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
-  delete exec;
-  return cudaSuccess;
-}
-cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
-  delete graph;
   return cudaSuccess;
 }

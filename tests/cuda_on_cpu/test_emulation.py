@@ -27,6 +27,8 @@ def opened(path: Path) -> ctypes.CDLL:
     found = ctypes.CDLL(str(path))
     found.text_of.restype = ctypes.c_char_p
     found.take.restype = ctypes.c_void_p
+    found.spt_emulated_count.restype = ctypes.c_long
+    found.spt_emulated_count.argtypes = [ctypes.c_char_p]
     found.take.argtypes = [ctypes.c_size_t]
     found.give.argtypes = [ctypes.c_void_p]
     found.memory_type.argtypes = [ctypes.c_void_p]
@@ -39,6 +41,15 @@ def library() -> ctypes.CDLL:
     """The kernels of this folder."""
     sources = sorted((HERE / "kernels").glob("*.cu"))
     return opened(build.build(FOLDER, sources, name="libkernels.so"))
+
+
+COUNTS = ("launches", "captures", "replays", "graphs", "streams", "device bytes", "pinned bytes")
+LEFT = COUNTS[3:]
+
+
+def counted(library: ctypes.CDLL) -> dict[str, int]:
+    """What the runtime has counted so far."""
+    return {name: library.spt_emulated_count(name.encode()) for name in COUNTS}
 
 
 class Memory:
@@ -261,10 +272,53 @@ def test_graphs_replay_what_was_captured(library):
     np.testing.assert_array_equal(out[1], -6 * np.arange(100))
 
 
-@pytest.mark.parametrize(("how", "code"), [(0, 901), (1, 901), (2, 904), (3, 901), (4, SUCCESS)])
-def test_captures_refuse_what_cuda_refuses(library, how, code):
-    assert library.run_wrong_capture(how) == code
+WRONG_CAPTURES = {
+    "synchronises": 901,
+    "allocates": 901,
+    "leaves a stream unjoined": 904,
+    "uses the legacy stream": 901,
+    "nothing wrong": SUCCESS,
+    "ends on another stream": 903,
+    "ends in another thread": 908,
+    "another thread waits for the device": 901,
+    "relaxed, ends on another stream": 903,
+    "relaxed, ends in another thread": SUCCESS,
+    "relaxed, another thread waits for the device": 901,
+    "relaxed, allocates": SUCCESS,
+}
+
+
+@pytest.mark.parametrize("how", list(WRONG_CAPTURES))
+def test_captures_refuse_what_cuda_refuses(library, how):
+    before = counted(library)
+    assert library.run_wrong_capture(list(WRONG_CAPTURES).index(how)) == WRONG_CAPTURES[how]
     assert library.last_error() == SUCCESS
+    after = counted(library)
+    assert {name: after[name] for name in LEFT} == {name: before[name] for name in LEFT}
+
+
+def test_what_a_graph_did_is_counted(library, memory):
+    x, before = memory(np.zeros(50, np.int32)), counted(library)
+    assert library.run_captured_fill(x.data, 50) == SUCCESS
+    assert (x.get() == 7).all()
+    after = counted(library)
+    more = {name: after[name] - before[name] for name in before}
+    assert {name for name, n in more.items() if n} == {"launches", "captures", "replays"}
+    assert library.spt_emulated_count(b"kernels") == -1
+
+
+@pytest.mark.parametrize("launched", [0, 1])
+def test_graphs_that_were_destroyed(library, launched):
+    assert "was destroyed" in refused(
+        library, library.run_destroyed_graph(launched), expected=INVALID_VALUE
+    )
+
+
+def test_a_replay_is_held_to_the_kernels_limit(library, memory):
+    x = memory(np.zeros(32, np.int32))
+    assert library.run_graph_with_less_shared(x.data, 101 * 1024) == SUCCESS
+    np.testing.assert_array_equal(x.get(), np.arange(32))
+    assert library.run_graph_with_less_shared(x.data, 60 * 1024) == INVALID_VALUE
 
 
 # ---- failures that are asked for ---
@@ -280,6 +334,14 @@ def test_injected_failures(library, memory, monkeypatch):
     assert codes == [SUCCESS, SUCCESS, LAUNCH_FAILURE, SUCCESS]
     for piece in (taken[0], taken[2]):
         assert library.give(piece) == SUCCESS
+
+    for fault, code in [("capture:2", 901), ("instantiate:2", 2), ("replay:2", 2)]:
+        monkeypatch.setenv("SPT_EMULATED_FAULTS", fault)
+        before = counted(library)
+        codes = [library.run_captured_fill(x.data, 4) for _ in range(3)]
+        assert codes == [SUCCESS, code, SUCCESS]
+        after = counted(library)
+        assert {name: after[name] for name in LEFT} == {name: before[name] for name in LEFT}
 
     monkeypatch.setenv("SPT_EMULATED_FAULTS", "memory:1000000")
     assert library.take(1_000_001) is None

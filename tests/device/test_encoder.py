@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.testing import assert_allclose, assert_array_equal
+from transformers import BertConfig, BertForSequenceClassification
 
 from spatile.inference import Encoder
 from spatile.sparsity import Schedule
@@ -40,6 +42,26 @@ def test_hidden_states_are_the_cpus(kind: str, first_only: bool, gpu: str, tmp_p
     for encoder in (there, here):
         encoder.tokens, encoder.heads = TOKENS, HEADS
     got, expected = (e.run(random_ids(), first_only=first_only) for e in (there, here))
+    assert_array_equal(got.positions, expected.positions)
+    assert_array_equal(got.kept.heads, expected.kept.heads)
+    assert_allclose(got.hidden, expected.hidden, atol=2e-5)
+
+
+@pytest.mark.parametrize("first_only", [False, True])
+def test_long_sequences_and_many(first_only: bool, gpu: str, tmp_path: Path) -> None:
+    """A block that selects tokens takes 256 at a time, one that selects heads 64 sequences."""
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=40, hidden_size=32, num_hidden_layers=3, num_attention_heads=4,
+        intermediate_size=48, max_position_embeddings=320, num_labels=2,
+    )  # fmt: skip
+    folder = save(BertForSequenceClassification(config).eval(), tmp_path)
+    rng = np.random.default_rng(3)
+    ids = [rng.integers(4, 40, n).tolist() for n in (300, 257, 1, 256, *[3] * 64)]
+    got, expected = (
+        Encoder.load(folder, device=d, tokens=TOKENS, heads=HEADS).run(ids, first_only=first_only)
+        for d in (gpu, "cpu")
+    )
     assert_array_equal(got.positions, expected.positions)
     assert_array_equal(got.kept.heads, expected.kept.heads)
     assert_allclose(got.hidden, expected.hidden, atol=2e-5)

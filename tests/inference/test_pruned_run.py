@@ -342,3 +342,69 @@ def test_importance_that_is_nan_is_refused(where: str, compute: str, tmp_path: P
         encoder.run([[4, 5, 6, 7, 8]])
     # Nothing is selected: as without schedules, NaN comes out.
     assert np.isnan(Encoder.load(folder, compute=compute).run([[4, 5, 6]]).hidden).any()
+
+
+# ---- other inputs' numbers, and small ones
+
+
+@pytest.fixture
+def nan_word(tmp_path: Path) -> Path:
+    """A model whose word 19 is NaN, and with it every input that has it."""
+    model = make_model("bert")
+    with torch.no_grad():
+        model.bert.embeddings.word_embeddings.weight[19] = torch.nan
+    return save(model, tmp_path)
+
+
+@pytest.mark.usefixtures("cpu_tier")
+@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
+@pytest.mark.parametrize("length", [3, 8, 20, 24])
+def test_what_an_earlier_run_left_in_memory_counts_nowhere(
+    nan_word: Path, compute: str, length: int
+) -> None:
+    tokens = FALLING["bert"][0]
+    ids = random_ids(np.random.default_rng(length), [length])
+    ids = [[min(i, 18) for i in row] for row in ids]
+    encoder = Encoder.load(nan_word, compute=compute)
+    encoder.run([[19] * 40])
+    encoder.tokens = tokens
+    after = encoder.run(ids)
+    fresh = Encoder.load(nan_word, compute=compute, tokens=tokens).run(ids)
+    np.testing.assert_array_equal(after.positions, fresh.positions)
+    np.testing.assert_array_equal(after.hidden, fresh.hidden)
+
+
+@pytest.mark.usefixtures("cpu_tier")
+@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
+def test_an_input_that_is_nan_and_loses_nothing_changes_no_other(
+    nan_word: Path, compute: str
+) -> None:
+    tokens = Schedule.by_length(lambda length: 1.0 if length < 4 else 0.5)
+    encoder = Encoder.load(nan_word, compute=compute, tokens=tokens)
+    good = [min(i, 18) for i in random_ids(np.random.default_rng(0), [20])[0]]
+    alone, both = encoder.run([good]), encoder.run([[19, 19], good])
+    np.testing.assert_array_equal(both.kept.positions(2, 1), alone.kept.positions(2, 0))
+    np.testing.assert_array_equal(both.hidden[_rows(both, 1)], alone.hidden)
+
+
+@pytest.mark.usefixtures("cpu_tier")
+def test_probabilities_below_a_millionth_are_told_apart(tmp_path: Path) -> None:
+    """All queries look at a few tokens, and what is left for the others decides among them."""
+    model = make_model("bert")
+    torch.manual_seed(2)
+    heads = model.config.num_attention_heads
+    width = model.config.hidden_size // heads
+    with torch.no_grad():
+        for layer in model.bert.encoder.layer:
+            own = layer.attention.self
+            own.query.weight.zero_()
+            own.query.bias.copy_(10 * torch.randn(width).repeat(heads))
+            own.key.weight.copy_(own.key.weight[:width].repeat(heads, 1))
+    tokens = Schedule.per_layer([1, 0.6, 0.6])
+    encoder = Encoder.load(save(model, tmp_path), tokens=tokens)
+    row = random_ids(np.random.default_rng(2), [40])[0]
+    want = pruned_run(model, row, [0] * 40, tokens.tokens(40, n_layers=3), (heads,) * 3)
+    assert want.margin > 1e-4
+    run = encoder.run([row])
+    for layer in range(3):
+        assert run.kept.positions(layer, 0).tolist() == want.tokens[layer]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -12,7 +13,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 import spatile as sp
 from spatile import reference
 
-from .arrays import DTYPES, assert_accurate, f64, strided_copies, to_torch
+from .arrays import DTYPES, assert_accurate, f64, normal, strided_copies, to_torch
 from .cases import OPTIONS, SHAPES, operands, option_case, option_grads, shape_grads
 
 pytestmark = pytest.mark.usefixtures("cpu_tier")
@@ -46,6 +47,27 @@ def test_values_over_options(name: str, dtype: str) -> None:
         grad, q, k, v, forward.out, forward.lse, **options, need_bias="bias" in options
     )
     assert_grads(got, *option_grads(name, dtype), dtype)
+
+
+@pytest.mark.parametrize("bias_dtype", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 2, 9, 12), (2, 1, 1, 12)], ids=str)
+def test_a_bias_gradient_is_of_the_biass_dtype(
+    shape: tuple[int, ...], dtype: str, bias_dtype: str
+) -> None:
+    """Not of q's: scores are float32, so a mask made for those of a model in 16 bits often is."""
+    q, k, v, grad = operands((2, 9, 12, 2, 1, 16, 16), dtype)
+    options = {"bias": normal(shape, seed=5, dtype=bias_dtype)}
+    forward = sp.attention(q, k, v, **options, return_lse=True)
+    got = sp.attention_backward(
+        grad, q, k, v, forward.out, forward.lse, **options, need_bias=True
+    ).bias
+    assert got.dtype == DTYPES[bias_dtype]
+    exact = reference.attention_backward(
+        *(f64(x) for x in (grad, q, k, v)), None, None, bias=f64(options["bias"]), need_bias=True
+    ).bias
+    tolerance = max(float(ml_dtypes.finfo(DTYPES[d]).eps) for d in (dtype, bias_dtype))
+    assert_allclose(f64(got), exact, atol=8 * tolerance * np.abs(exact).max())
 
 
 def test_bias_gradient_only_when_asked_for() -> None:

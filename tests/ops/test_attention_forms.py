@@ -75,6 +75,26 @@ def test_packed_with_dropout(options: dict[str, Any], dtype: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("queries", "keys", "options"),
+    [(20, 1100, {"window": (30, 9)}), (17, 640, {}), (33, 600, {"causal": True})],
+    ids=str,
+)
+def test_many_keys(queries: int, keys: int, options: dict[str, Any], dtype: str) -> None:
+    """More than whole rows hold, but for a window; and more than are summed up block by block."""
+    q = normal((1, queries, 2, 16), seed=1, dtype=dtype)
+    k, v = (normal((1, keys, 1, 16), seed=s, dtype=dtype) for s in (2, 3))
+    got = sp.attention(q, k, v, **options, return_lse=True, return_importance=True)
+    exact = reference.attention(
+        f64(q), f64(k), f64(v), **options, return_lse=True, return_importance=True
+    )
+    close = {"float32": 5e-6, "float16": 5e-3, "bfloat16": 4e-2}[dtype]
+    assert_allclose(f64(got.out), exact.out, atol=close)
+    assert_allclose(got.lse, exact.lse, atol=1e-5)
+    assert_allclose(got.token_importance, exact.token_importance, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_nothing_to_attend_and_no_scale(dtype: str) -> None:
     q, k, v, _ = operands((2, 40, 40, 2, 2, 16, 16), dtype)
     got = sp.attention(q, k, v, scale=0.0, lengths=[40, 21], return_importance=True)

@@ -16,7 +16,8 @@ from .arrays import DTYPES, assert_guards_intact, f64, guarded, normal
 pytestmark = pytest.mark.usefixtures("cpu_tier")
 
 PATTERNS = ["tile", "tile:16x24", "tile:32x3", "row", "column", "head:16"]
-SHAPES = [(1, 16, 16), (40, 50, 70), (200, 96, 33), (17, 7, 130)]  # rows, in, out
+SHAPES = [(1, 16, 16), (40, 50, 70), (200, 96, 33), (17, 7, 130), (9, 700, 40), (270, 40, 24)]
+"""Rows, in, out."""
 
 
 def kept_weight(

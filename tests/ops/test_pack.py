@@ -167,6 +167,23 @@ def test_linear_of_wide_matrices(shape: tuple[int, int], sparsity: float) -> Non
     assert_allclose(sp.linear(x, sp.pack(w, mask)), reference.linear(x, dense), atol=2e-5)
 
 
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [((576, 2528), "float32"), ((1088, 5344), "bfloat16")], ids=str
+)
+def test_linear_of_matrices_that_are_wide_and_tall(shape: tuple[int, int], dtype: str) -> None:
+    """A GPU's blocks hold x in parts and have several rounds of strips: x comes more than once."""
+    rng = np.random.default_rng(0)
+    w = np.zeros(shape, DTYPES[dtype])
+    keep = rng.random(as_pattern("tile").mask_shape(shape)) < 0.03
+    for i, j in zip(*np.nonzero(keep), strict=True):
+        w[16 * i : 16 * i + 16, 16 * j : 16 * j + 16] = rng.standard_normal((16, 16))
+    x = normal((3, shape[1]), seed=2, dtype=dtype)
+    got = sp.linear(x, sp.pack(w, keep, dtype=dtype))
+    exact = f64(x) @ f64(w).T
+    close = {"float32": 2e-5, "bfloat16": 5e-2}[dtype]
+    assert_allclose(f64(got), exact, atol=close * np.abs(exact).max())
+
+
 def test_a_pruned_row_still_has_its_bias_activation_and_residual() -> None:
     w, mask, _ = matrix((48, 17), "row", 0.7)
     x, bias, residual = normal((5, 17), seed=2), normal((48,), seed=3), normal((5, 48), seed=4)

@@ -247,27 +247,29 @@ static void add_token_importance(const spt_attention_block *b, const float *p, i
   }
 }
 
-/* Shares of up to VEC_WIDTH keys from p (n, 16) on; `whole`: every lane counts. */
+/* Shares of up to VEC_WIDTH keys from p (n, 16) on; `whole`: every lane counts. The others hold anything,
+ * NaN too, and are left out of the whole numbers. */
 static inline __attribute__((always_inline)) void add_shares(double *to, const float *p, int64_t n,
                                                              const vec *units, const vec_int *lanes,
                                                              const bool whole) {
-  vec shares[VEC_WIDTH];
+  vec_int shares[VEC_WIDTH];
 #pragma GCC unroll 16
   for (int g = 0; g < VEC_WIDTH; g++) {
-    shares[g] = vec_set(0.0f);
+    shares[g] = (vec_int){0};
 #pragma GCC unroll 2
     for (int v = 0; v < VECS; v++) {
       vec e = vec_load(p + (g < n ? g : 0) * SPT_LANES + v * VEC_WIDTH);
-      e = whole ? e : (vec)((vec_int)e & lanes[v]);
-      shares[g] += vec_round(e * units[v]);
+      vec_int share = vec_to_int(e * units[v]);
+      shares[g] += whole ? share : share & lanes[v];
     }
   }
   if (whole) {
-    vec_add_to_doubles(to, vec_sums_of(shares));
+    vec_add_to_doubles(to, vec_int_sums_of(shares));
     return;
   }
-  float sums[VEC_WIDTH];
-  vec_store(sums, vec_sums_of(shares));
+  int32_t sums[VEC_WIDTH];
+  vec_int all = vec_int_sums_of(shares);
+  memcpy(sums, &all, sizeof sums);
   for (int g = 0; g < VEC_WIDTH && g < n; g++) {
     to[g] += sums[g];
   }

@@ -94,12 +94,30 @@ static inline vec vec_sums_of(const vec *v) {
   __m512 even = vec_halve_lanes(quarter[0], quarter[2]);
   return (vec)vec_halve_lanes(even, vec_halve_lanes(quarter[1], quarter[3]));
 }
-static inline void vec_add_to_doubles(double *p, vec a) {
-  __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256((__m512)a));
-  __m512d high = _mm512_cvtps_pd(_mm512_extractf32x8_ps((__m512)a, 1));
+/* The same for whole numbers. */
+static inline __m512i vec_halve_int_lanes(__m512i a, __m512i b) {
+  return _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+}
+static inline vec_int vec_int_sums_of(const vec_int *v) {
+  __m512i quarter[4];
+#pragma GCC unroll 4
+  for (int g = 0; g < 4; g++) {
+    __m512i a = (__m512i)v[g], b = (__m512i)v[g + 4], c = (__m512i)v[g + 8], d = (__m512i)v[g + 12];
+    a = _mm512_add_epi32(_mm512_shuffle_i32x4(a, b, 0x44), _mm512_shuffle_i32x4(a, b, 0xee));
+    c = _mm512_add_epi32(_mm512_shuffle_i32x4(c, d, 0x44), _mm512_shuffle_i32x4(c, d, 0xee));
+    quarter[g] =
+        _mm512_add_epi32(_mm512_shuffle_i32x4(a, c, 0x88), _mm512_shuffle_i32x4(a, c, 0xdd));
+  }
+  __m512i even = vec_halve_int_lanes(quarter[0], quarter[2]);
+  return (vec_int)vec_halve_int_lanes(even, vec_halve_int_lanes(quarter[1], quarter[3]));
+}
+static inline void vec_add_to_doubles(double *p, vec_int a) {
+  __m512d low = _mm512_cvtepi32_pd(_mm512_castsi512_si256((__m512i)a));
+  __m512d high = _mm512_cvtepi32_pd(_mm512_extracti64x4_epi64((__m512i)a, 1));
   _mm512_storeu_pd(p, _mm512_add_pd(_mm512_loadu_pd(p), low));
   _mm512_storeu_pd(p + 8, _mm512_add_pd(_mm512_loadu_pd(p + 8), high));
 }
+static inline vec_int vec_to_int(vec a) { return (vec_int)_mm512_cvtps_epi32((__m512)a); }
 /* Around the caches; p begins a register's worth of memory. */
 static inline void vec_stream(float *p, vec a) { _mm512_stream_ps(p, (__m512)a); }
 static inline uint32_t vec_or(vec_int a) { return (uint32_t)_mm512_reduce_or_epi32((__m512i)a); }
@@ -148,12 +166,25 @@ static inline vec vec_sums_of(const vec *v) {
   return (vec)_mm256_add_ps(_mm256_permute2f128_ps(half[0], half[1], 0x20),
                             _mm256_permute2f128_ps(half[0], half[1], 0x31));
 }
-static inline void vec_add_to_doubles(double *p, vec a) {
-  __m256d low = _mm256_cvtps_pd(_mm256_castps256_ps128((__m256)a));
-  __m256d high = _mm256_cvtps_pd(_mm256_extractf128_ps((__m256)a, 1));
+/* The same for whole numbers. */
+static inline vec_int vec_int_sums_of(const vec_int *v) {
+  __m256i half[2];
+#pragma GCC unroll 2
+  for (int g = 0; g < 2; g++) {
+    __m256i a = _mm256_hadd_epi32((__m256i)v[4 * g], (__m256i)v[4 * g + 1]);
+    __m256i b = _mm256_hadd_epi32((__m256i)v[4 * g + 2], (__m256i)v[4 * g + 3]);
+    half[g] = _mm256_hadd_epi32(a, b);
+  }
+  return (vec_int)_mm256_add_epi32(_mm256_permute2x128_si256(half[0], half[1], 0x20),
+                                   _mm256_permute2x128_si256(half[0], half[1], 0x31));
+}
+static inline void vec_add_to_doubles(double *p, vec_int a) {
+  __m256d low = _mm256_cvtepi32_pd(_mm256_castsi256_si128((__m256i)a));
+  __m256d high = _mm256_cvtepi32_pd(_mm256_extracti128_si256((__m256i)a, 1));
   _mm256_storeu_pd(p, _mm256_add_pd(_mm256_loadu_pd(p), low));
   _mm256_storeu_pd(p + 4, _mm256_add_pd(_mm256_loadu_pd(p + 4), high));
 }
+static inline vec_int vec_to_int(vec a) { return (vec_int)_mm256_cvtps_epi32((__m256)a); }
 /* Around the caches; p begins a register's worth of memory. */
 static inline void vec_stream(float *p, vec a) { _mm256_stream_ps(p, (__m256)a); }
 static inline uint32_t vec_or(vec_int a) {

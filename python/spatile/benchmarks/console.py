@@ -10,6 +10,7 @@ from spatile.benchmarks.table import Row
 __all__ = ["heading", "line", "progress", "row_text", "summary"]
 
 _CLEAR = "\r\x1b[K"
+_OUTCOMES = ("met", "missed", "open")
 
 
 def line(text: str) -> None:
@@ -42,13 +43,12 @@ def row_text(row: Row, gflop_per_second: float | None = None) -> str:
 
 
 def summary(rows: Sequence[Row]) -> Iterator[str]:
-    """Which targets were met, which missed, with figures."""
+    """Which targets were met, missed, or left open by the noise, with figures."""
     aimed = [row for row in rows if row.target is not None]
-    met = [row for row in aimed if row.met]
-    yield f"{len(rows)} rows, {len(aimed)} of them with a target: {len(met)} met, " + (
-        f"{len(aimed) - len(met)} missed"
-    )
-    for label, chosen in (("met", met), ("missed", [row for row in aimed if not row.met])):
+    outcomes = {label: [r for r in aimed if r.outcome == label] for label in _OUTCOMES}
+    counts = ", ".join(f"{len(chosen)} {label}" for label, chosen in outcomes.items())
+    yield f"{len(rows)} rows, {len(aimed)} of them with a target: {counts}"
+    for label, chosen in outcomes.items():
         for row in chosen:
             yield (
                 f"  {label:6} {row.title}, {_threads(row.threads)}: {row.ratio:.4g} of "

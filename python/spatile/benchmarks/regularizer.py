@@ -13,7 +13,7 @@ from spatile import reference
 from spatile.benchmarks.cases import Case, Peer, Target
 from spatile.benchmarks.models import STEP_BATCH, classifier, training_inputs
 from spatile.benchmarks.runner import Bench
-from spatile.benchmarks.timing import Timing, sum_of
+from spatile.benchmarks.timing import Timing, share_of, sum_of
 from spatile.sparsity import Plan
 
 __all__ = ["measure"]
@@ -66,7 +66,7 @@ def _share(bench: Bench, title: tuple[str, str, str], method: Any) -> None:
     )
     timings = _parts(parts, 4 * bench.options.seconds)
     penalty, step = sum_of([timings[1], timings[3]]), sum_of(timings)
-    share = max(penalty.median / step.median, penalty.minimum / step.minimum)
+    share = share_of(penalty, step)
     bench.keep_at_most(title, share, SHARE, ours=penalty, peer="the whole step", theirs=step)
 
 

@@ -15,7 +15,7 @@ from spatile.benchmarks import PEERS, console
 from spatile.benchmarks.cases import NATIVE_BFLOAT16, Case, Peer, check
 from spatile.benchmarks.machine import processor, versions
 from spatile.benchmarks.table import Row, with_target, write_rows
-from spatile.benchmarks.timing import LEAST_TURNS, Timing, interleave, ratio_of
+from spatile.benchmarks.timing import LEAST_TURNS, Estimate, Timing, interleave, ratio_of
 
 __all__ = ["Bench", "Options", "run"]
 
@@ -129,27 +129,33 @@ class Bench:
     def keep_at_most(
         self,
         title: tuple[str, str, str],
-        value: float,
+        found: Estimate,
         limit: float,
         *,
         ours: Timing,
         peer: str,
         theirs: Timing,
     ) -> Row:
-        """Keep a row (case, shape, dtype) whose target is ``value`` ≤ ``limit``.
+        """Keep a row (case, shape, dtype) whose target is ``found`` ≤ ``limit``.
 
-        Its ratio is limit / value, at most 100: a share can come out as nothing, or less.
+        Its ratio is limit / value, at most 100: a share can come out as nothing, or less. Neither
+        met nor missed where the interval holds the limit.
         """
-        row = self._row(title, ours, peer, theirs, ratio=limit / max(value, limit / 100))
-        row = replace(row, target=1.0, met=row.ratio >= 1.0)
-        console.line(f"{console.row_text(row)}  [{value:.2%} of at most {limit:.0%}]")
+        least = limit / 100
+        row = self._row(title, ours, peer, theirs, ratio=limit / max(found.value, least))
+        met = _settled(found.high <= limit, found.low > limit)
+        row = replace(row, target=1.0, met=met, interval=_interval(found))
+        span = f"{found.low:.2%} to {found.high:.2%}"
+        console.line(
+            f"{console.row_text(row)}  [{found.value:.2%}, {span}, of at most {limit:.0%}]"
+        )
         self.keep([row])
         return row
 
     def keep_at_least(
         self,
         title: tuple[str, str, str],
-        value: float,
+        found: Estimate,
         least: float,
         *,
         note: str,
@@ -157,10 +163,14 @@ class Bench:
         peer: str,
         theirs: Timing,
     ) -> Row:
-        """Keep a row (case, shape, dtype) whose ratio is ``value``, wanted to be ``least``."""
-        row = self._row(title, ours, peer, theirs, ratio=value)
-        row = replace(row, target=least, met=row.ratio >= least)
-        console.line(f"{console.row_text(row)}  [{note}]")
+        """Keep a row (case, shape, dtype) whose ratio is ``found``, wanted to be ``least``.
+
+        Neither met nor missed where the interval holds ``least``.
+        """
+        row = self._row(title, ours, peer, theirs, ratio=found.value)
+        met = _settled(found.low >= least, found.high < least)
+        row = replace(row, target=least, met=met, interval=_interval(found))
+        console.line(f"{console.row_text(row)}  [{found.low:.2f} to {found.high:.2f}; {note}]")
         self.keep([row])
         return row
 
@@ -197,8 +207,16 @@ class Bench:
 
 
 def _significant(x: float) -> float:
-    """Five digits: what a row says is what its verdict was made of."""
+    """Five digits."""
     return float(f"{x:.5g}")
+
+
+def _interval(found: Estimate) -> tuple[float, float]:
+    return _significant(found.low), _significant(found.high)
+
+
+def _settled(met: bool, missed: bool) -> bool | None:
+    return met if met or missed else None
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import Any
 from spatile.benchmarks.cases import WrongAnswerError
 from spatile.benchmarks.models import MRPC_LENGTHS, Batch, classifier, pruned_copy
 from spatile.benchmarks.runner import Bench
-from spatile.benchmarks.timing import Timing
+from spatile.benchmarks.timing import Estimate, Timing
 from spatile.sparsity import Plan
 
 __all__ = ["measure"]
@@ -57,7 +57,7 @@ def _model(bench: Bench, title: tuple[str, str, str], name: str, limit: float) -
     grown = max(0, _peak_bytes() - before) / 2**30
     bench.keep_at_least(
         title,
-        limit / seconds,
+        Estimate.of([limit / seconds]),
         1.0,
         note=f"{seconds:.1f} s of at most {limit:g}; peak memory grew by {grown:.2f} GiB",
         ours=Timing.of([[seconds]]),

@@ -18,7 +18,9 @@ class Row:
     """Ours against one peer; the times are medians in milliseconds.
 
     ``ratio`` above 1 is better for us; of an at-most target (a share, an overhead) it is limit /
-    value. ``target`` is the least ratio wanted, None on rows that no target names.
+    value. ``target`` is the least ratio wanted, None on rows that no target names. ``met`` is None
+    without a target, and where the ``interval`` of what was measured (a share, an overhead, or the
+    ratio itself, each the median over rounds) holds the target.
     """
 
     case: str
@@ -32,6 +34,7 @@ class Row:
     ratio: float
     target: float | None = None
     met: bool | None = None
+    interval: tuple[float, float] | None = None
 
     @property
     def title(self) -> str:
@@ -43,7 +46,12 @@ class Row:
         """The target and whether it was met; empty without one."""
         if self.target is None:
             return ""
-        return f"target {self.target:g}: {'met' if self.met else 'missed'}"
+        return f"target {self.target:g}: {self.outcome}"
+
+    @property
+    def outcome(self) -> str:
+        """Of a row with a target."""
+        return "open" if self.met is None else "met" if self.met else "missed"
 
 
 def with_target(rows: Sequence[Row], precisions: Sequence[str], target: Target | None) -> list[Row]:

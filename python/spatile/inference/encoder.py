@@ -101,7 +101,8 @@ class Encoder:
             most important ones so far (SpAtten, HPCA 2021). Default: those that a packed model was
             saved with, otherwise all; ``Schedule.linear(1.0)`` keeps all. What is selected for an
             input does not depend on what else is in its batch (but in float32 the last bits of
-            products with element-pruned matrices do, and may decide between near equals). Value
+            products with element-pruned matrices do, and may decide between near equals); on the
+            CPU a probability below 2⁻²⁷ counts as none. Value
             rows that are pruned, or that W_O no longer reads, are no part of a head, and a layer
             does not have a head without others. A layer with fewer heads than the dense model's
             loses fewer, and never its last; where W_V and W_O are merged a head's magnitude is

@@ -15,7 +15,7 @@ from torch import nn
 
 from spatile import ops
 from spatile.torch.evaluation import evaluation_mode
-from spatile.torch.parameters import unwrap
+from spatile.torch.parameters import batch_for, unwrap
 
 __all__ = [
     "ENOUGH_TOKENS",
@@ -40,7 +40,9 @@ class LayerWalk:
 
     So what layer i sees can be what the layers before it give *after* they have been changed, at
     the cost of running each layer once or twice. ``batches`` are dicts of tensors as the model
-    takes them, without labels; padding (``attention_mask`` 0) counts nowhere. The model is in
+    takes them, without labels, on any device; padding (``attention_mask`` 0) counts nowhere. It all
+    runs on the model's device, on a GPU by our own product, which rounds no float32 factor (as
+    PyTorch's may, to TF32), and grams stay there. The model is in
     evaluation mode, keeps all tokens and heads, and no gradient is recorded, while the walk is
     open::
 
@@ -63,7 +65,7 @@ class LayerWalk:
                 f"LayerWalk: model is a {type(self._model).__name__} without encoder.layer, "
                 f"transformer.layer or h, expected BERT, RoBERTa, DistilBERT or GPT-2"
             )
-        self._batches = [dict(batch) for batch in batches]
+        self._batches = [batch_for(self._model, batch) for batch in batches]
         if not self._batches:
             raise ValueError("LayerWalk: batches is empty, expected at least one batch")
         self._at = 0

@@ -49,12 +49,12 @@ def cascade_of(model: nn.Module) -> Cascade | None:
 def token_masks(model: nn.Module) -> list[torch.Tensor] | None:
     """Of each layer's output in the last run, (batch, sequence) bool: the tokens that it holds.
 
-    None for a model that drops no tokens, and where none has run yet.
+    On the device of what ran. None for a model that drops no tokens, and where none has run yet.
     """
     cascade = cascade_of(model)
     if cascade is None or cascade.tokens is None or cascade.last is None:
         return None
-    return [torch.from_numpy(mask) for mask in cascade.last.masks()]
+    return [torch.from_numpy(mask).to(cascade.device) for mask in cascade.last.masks()]
 
 
 class Cascade:
@@ -64,6 +64,7 @@ class Cascade:
         self.tokens: Fractions | None = None
         self.heads: Fractions | None = None
         self.last: CascadePass | None = None
+        self.device = torch.device("cpu")  # of the last run's inputs
         self.paused = False
         self._model = unwrap(model)
         self._layers = encoder_layers(self._model)
@@ -72,7 +73,7 @@ class Cascade:
         self._structure: tuple[list[nn.Module], Any, Structure] | None = None
         self._place: dict[nn.Module, int] = {}
         self._base = _base(self._model, self._layers.prefix)
-        self._lengths = torch.empty(0)
+        self._lengths = torch.empty(0, device="cpu")  # the choice of tokens is the host's
         self._attentions = [self._attention(i) for i in range(len(self._layers.modules))]
         self._hooks = [
             self._base.register_forward_pre_hook(self._enter, with_kwargs=True),
@@ -131,11 +132,11 @@ class Cascade:
         if inputs is None:
             return  # the model says what is missing
         n, width = inputs.shape[:2]
-        self._lengths = _lengths(arguments.get("attention_mask"), n, width).to(inputs.device)
+        self._lengths = _lengths(arguments.get("attention_mask"), n, width).cpu()
         heads = [kept.heads for kept in self.structure().layers]
-        run = CascadePass(self._lengths.cpu().numpy(), width, heads, self._has_heads(heads))
+        run = CascadePass(self._lengths.numpy(), width, heads, self._has_heads(heads))
         run.plan(self.tokens, self.heads)
-        self.last = run
+        self.last, self.device = run, inputs.device
         # Where nothing goes, the model is left to itself: its outputs keep their bits.
         self._pass = run if run.loses else None
 
@@ -191,7 +192,7 @@ class Cascade:
         )
         if rows is not None:
             self._going = torch.from_numpy(rows).to(x.device)
-            self._lengths = torch.from_numpy(run.counts).to(x.device)
+            self._lengths = torch.from_numpy(run.counts)
         # DistilBERT's holds W_O too.
         holds_output = any(part is output for part in module.children())
         return (output(found.out) if holds_output else found.out), None
@@ -252,7 +253,7 @@ def check_no_checkpointing(name: str, model: nn.Module) -> None:
 def _lengths(mask: Any, n: int, width: int) -> torch.Tensor:
     """(inputs,) int64 valid tokens, of a mask (inputs, width) that ends in its padding."""
     if mask is None:
-        return torch.full((n,), width)
+        return torch.full((n,), width, device="cpu")
     if not isinstance(mask, torch.Tensor) or mask.shape != (n, width):
         found = tuple(mask.shape) if hasattr(mask, "shape") else type(mask).__name__
         raise NotImplementedError(

@@ -45,10 +45,11 @@ def attend(
 ) -> LayerAttention:
     """Attention over q, k and v (b, s, h, d) of ``value``'s and ``output``'s layer.
 
-    ``lengths`` (b,) valid tokens, ``kept`` (b, h) bool the heads of each input: others attend to
-    nothing and count for nothing. A value row without weights gives its bias whatever the
-    probabilities are, also where its head is dropped, and is no part of a head, like one that W_O
-    does not read. A head without other rows counts for no token. So does the packed model.
+    ``lengths`` (b,) valid tokens, on the CPU; ``kept`` (b, h) bool, beside q, the heads of each
+    input: others attend to nothing and count for nothing. A value row without weights gives its
+    bias whatever the probabilities are, also where its head is dropped, and is no part of a head,
+    like one that W_O does not read. A head without other rows counts for no token. So does the
+    packed model.
     """
     heads, width = q.shape[2:]
     computed, live = live_values(value, output, width)
@@ -56,8 +57,8 @@ def attend(
     # One row of the mask serves all queries and keys.
     mask = None if bool(attends.all()) else attends[:, :, None, None]
     tokens = magnitude = None
-    if q.device.type != "cpu" or q.dtype not in _FUSED:
-        out, tokens = _plain(q, k, v, mask, lengths, dropout)
+    if q.device.type not in ("cpu", "cuda") or q.dtype not in _FUSED:
+        out, tokens = _plain(q, k, v, mask, lengths.to(q.device), dropout)
     elif importance:
         out, _, tokens, magnitude = attention(
             q, k, v, mask=mask, lengths=lengths, dropout=dropout, return_importance=True

@@ -79,8 +79,9 @@ class CascadePruning(TrainerCallback):  # type: ignore[misc]
         Also a context manager: ``with TokenPruning(schedule).attach(model): ...`` detaches at its
         end. The model may be inside DistributedDataParallel or torch.compile, and stays the object
         that it is. Where nothing is to go from a batch the model computes as without it; else its
-        attention is spatile's, whatever back-end it has: on the CPU the fused kernel for float32,
-        float16 and bfloat16, otherwise plain PyTorch operations.
+        attention is spatile's, whatever back-end it has: on the CPU and on CUDA devices the fused
+        kernel for float32, float16 and bfloat16, otherwise plain PyTorch operations. What goes is
+        decided on the host, for which a GPU is waited at every layer.
 
         Raises NotImplementedError for a model other than BERT, DistilBERT and RoBERTa, a decoder,
         DataParallel, gradient checkpointing, and for tokens a head that needs all of them;

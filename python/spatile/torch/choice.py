@@ -104,7 +104,9 @@ class GroupChoice:
                 per_row = chosen == "row-balanced" and pool[0].mask_shape[1] > 1
                 found = self._masks_of(pool, target, pruned, per_row=per_row)
                 masks.update(zip((m.name for m in pool), found, strict=True))
-        return {m.name: masks[m.name] for m in self._matrices}
+        return {
+            m.name: masks[m.name].to(self._parameters[m.parameter].device) for m in self._matrices
+        }
 
     def pruned(self, masks: Masks) -> dict[str, float]:
         """What is due once ``masks`` are decided: compensation, and gradients counted anew.
@@ -132,6 +134,14 @@ class GroupChoice:
     def _masks_of(
         self, pool: Sequence[PlannedMatrix], sparsity: float, pruned: Masks, *, per_row: bool
     ) -> list[torch.Tensor]:
+        places = {m.name: self._parameters[m.parameter].device for m in pool}
+        first, *others = places.items()
+        for name, device in others:
+            if device != first[1]:
+                raise ValueError(
+                    f"Pruner: {name} is on {device} and {first[0]} on {first[1]}, expected one "
+                    f"device for matrices that scope 'global' ranks together"
+                )
         if self.gradients is not None:
             scores = self.gradients.of(pool)
             return masks_by_score(pool, scores, pruned, sparsity=sparsity, row_balanced=per_row)

@@ -87,7 +87,7 @@ def hidden_loss(
         error = (mine.float() - wanted).square().sum(dim=-1)
         power = wanted.square().sum(dim=-1)
         if mask is not None:
-            valid = mask.to(error.dtype)
+            valid = mask.to(error)
             error, power = error * valid, power * valid
         losses.append(error.sum() / power.sum().clamp_min(torch.finfo(torch.float32).tiny))
     return torch.stack(losses).mean()
@@ -125,7 +125,7 @@ def attention_loss(
         if attention_mask is None:
             losses.append(per_query.mean())
         else:
-            valid = attention_mask.to(per_query.dtype)
+            valid = attention_mask.to(per_query)
             losses.append((per_query * valid).sum() / valid.sum().clamp_min(1.0))
     return torch.stack(losses).mean()
 
@@ -194,7 +194,8 @@ def _log_probabilities(
     q, k = (t.float().unflatten(-1, (-1, head_dim)).transpose(1, 2) for t in (queries, keys))
     scores = q @ k.transpose(-1, -2) / math.sqrt(head_dim)
     if mask is not None:
-        scores = scores.masked_fill(~mask.bool()[:, None, None, :], -torch.inf)
+        valid = mask.to(scores.device).bool()
+        scores = scores.masked_fill(~valid[:, None, None, :], -torch.inf)
     return scores.log_softmax(dim=-1)
 
 

@@ -14,7 +14,8 @@ def broadcast_from_first(tensors: Sequence[torch.Tensor]) -> list[int]:
     """Give every process the first one's ``tensors`` (in place), as one message per dtype.
 
     Returns the positions where this process held something else. Does nothing outside a run with
-    several processes; within one every process must call it, with the same shapes.
+    several processes; within one every process must call it, with the same shapes, and tensors on
+    a device that its transport takes (NCCL: a GPU), all of a dtype on the same one.
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return []

@@ -1,4 +1,7 @@
-"""The ops as differentiable PyTorch functions, forward and backward in the C core."""
+"""The ops as differentiable PyTorch functions, forward and backward in the C core.
+
+Tensors are on the CPU or on one CUDA device, where the op runs on PyTorch's current stream.
+"""
 
 from __future__ import annotations
 
@@ -80,9 +83,10 @@ def attention(
     """:func:`spatile.attention` with gradients for q, k, v and ``bias``; arguments as there.
 
     q (b, sq, h, d), k (b, sk, hk, d), v (b, sk, hk, dv) or packed (t, h, d) with ``offsets``;
-    float32, float16 or bfloat16; strided tensors are not copied. Scores are never stored: the
+    float32, float16 or bfloat16; strided tensors are not copied. On a GPU ``mask`` and ``bias`` are
+    there too, ``lengths`` and offsets on the CPU. Scores are never stored: the
     backward pass computes them again, and draws the same dropout from ``seed``. With ``dropout``
-    and no ``seed``, one is drawn from PyTorch's default generator, so that
+    and no ``seed``, one is drawn from PyTorch's default generator (the CPU's), so that
     ``torch.manual_seed`` and activation checkpointing repeat it. Not differentiable twice.
 
     Returns a tensor like q with v's width; with ``return_importance`` an ``AttentionResult``, of
@@ -127,7 +131,8 @@ class LinearProduct(Function):  # type: ignore[misc]
     ) -> torch.Tensor:
         ctx.save_for_backward(x, w)
         ctx.structure = structure
-        out = torch.empty((*x.shape[:-1], w.shape[0]), dtype=x.dtype)
+        ctx.bias_dtype = w.dtype if bias is None else bias.dtype
+        out = x.new_empty((*x.shape[:-1], w.shape[0]))
         added = None if bias is None else _memory("linear", "bias", bias)
         _core.linear(
             _rows("linear", "x", x), _weight(w, structure), _rows("linear", "out", out), added,
@@ -143,7 +148,7 @@ class LinearProduct(Function):  # type: ignore[misc]
         need_x, need_w, need_bias, _ = ctx.needs_input_grad
         dx = torch.empty_like(x, memory_format=torch.contiguous_format) if need_x else None
         dw = torch.empty_like(w, memory_format=torch.contiguous_format) if need_w else None
-        db = w.new_empty(w.shape[0]) if need_bias else None
+        db = w.new_empty(w.shape[0], dtype=ctx.bias_dtype) if need_bias else None
         _core.linear_backward(
             _rows(op, "grad", grad),
             _rows(op, "x", x),
@@ -158,9 +163,13 @@ class LinearProduct(Function):  # type: ignore[misc]
 
 def _memory(op: str, name: str, t: torch.Tensor) -> Any:
     """What the core reads the tensor through; NumPy's view takes a tenth of DLPack's time."""
-    if t.device.type != "cpu":
-        raise NotImplementedError(f"{op}: {name} is on {t.device}, expected the CPU")
     t = t.detach()
+    if t.device.type == "cuda":
+        return t
+    if t.device.type != "cpu":
+        raise NotImplementedError(
+            f"{op}: {name} is on {t.device}, expected the CPU or a CUDA device"
+        )
     return t if t.dtype == torch.bfloat16 else t.numpy()
 
 
@@ -170,10 +179,12 @@ def _rows(op: str, name: str, t: torch.Tensor) -> Any:
 
 def _in_bf16(x: torch.Tensor) -> bool:
     # As PyTorch does it: what comes in as bfloat16 is multiplied as such, whatever the weights are.
-    return x.dtype == torch.bfloat16 and _core.bf16_is_native()
+    native = x.device.type == "cuda" or _core.bf16_is_native()
+    return x.dtype == torch.bfloat16 and native
 
 
 def _weight(w: torch.Tensor, structure: SparseMatrix | None) -> Any:
+    # The core brings the structure's index to w's device at the first product there, and keeps it.
     memory = _memory("linear", "w", w)
     return memory if structure is None else (memory, structure._capsule)
 
@@ -181,7 +192,9 @@ def _weight(w: torch.Tensor, structure: SparseMatrix | None) -> Any:
 def linear(x: torch.Tensor, w: torch.Tensor, *, bias: torch.Tensor | None = None) -> torch.Tensor:
     """x·Wᵀ + bias through :func:`spatile.linear`, with gradients for all three.
 
-    x (…, in), w (out, in), bias (out,): float32, float16 or bfloat16, on the CPU.
+    x (…, in), w (out, in), bias (out,): float32, float16 or bfloat16, on the CPU or on one CUDA
+    device, as the output (…, out) of x's dtype is. Raises ValueError for shapes and for tensors on
+    different devices, TypeError for other dtypes.
 
     >>> x, w = torch.randn(2, 3), torch.randn(4, 3, requires_grad=True)
     >>> linear(x, w).sum().backward()
@@ -213,8 +226,9 @@ def _drop(x: torch.Tensor, p: float, seed: int) -> torch.Tensor:
 def dropout(x: torch.Tensor, *, p: float, seed: int | None = None) -> torch.Tensor:
     """:func:`spatile.dropout` with a gradient; x of any shape, float32, float16 or bfloat16.
 
-    Without ``seed`` one is drawn from PyTorch's default generator, so that ``torch.manual_seed``
-    and activation checkpointing repeat it. The mask is drawn again for the gradient, not kept.
+    Without ``seed`` one is drawn from PyTorch's default generator (the CPU's), so that
+    ``torch.manual_seed`` and activation checkpointing repeat it. The mask is drawn again for the
+    gradient, not kept.
 
     >>> x = torch.ones(100, requires_grad=True)
     >>> y = dropout(x, p=0.5, seed=1)
@@ -227,5 +241,5 @@ def dropout(x: torch.Tensor, *, p: float, seed: int | None = None) -> torch.Tens
 
 
 def drawn_seed() -> int:
-    """A seed from PyTorch's default generator."""
-    return int(torch.randint(0, 2**63 - 1, ()))
+    """A seed from the CPU's default generator, which no GPU has to be waited for."""
+    return int(torch.randint(0, 2**63 - 1, (), device="cpu"))

@@ -58,7 +58,7 @@ def norm_summary(pruner: Pruner) -> dict[str, Any]:
         key = str(m.pattern)
         positive = rms[rms > 0].log10().clamp(_LOWEST, _HIGHEST)
         histogram = torch.histc(positive, bins=bins, min=_LOWEST, max=_HIGHEST)
-        counts[key] = counts.get(key, torch.zeros(bins)) + histogram
+        counts[key] = counts.get(key, torch.zeros(bins, device="cpu")) + histogram
         zeros[key] = zeros.get(key, 0) + int((rms == 0).sum())
     edges = [_LOWEST + i / _PER_DECADE for i in range(bins + 1)]
     return {
@@ -152,7 +152,7 @@ def _group_sizes(m: PlannedMatrix) -> torch.Tensor:
     for size, group, count in zip(
         m.shape, m.pattern.group_shape(m.shape), m.mask_shape, strict=True
     ):
-        length = torch.full((count,), float(group))
+        length = torch.full((count,), float(group), device="cpu")
         length[-1] = size - group * (count - 1)
         lengths.append(length)
     return torch.outer(lengths[0], lengths[1])

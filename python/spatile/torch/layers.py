@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from spatile.ops.sparse_matrix import SparseMatrix
 from spatile.torch.functional import LinearProduct, dropout
 from spatile.torch.parameters import unwrap
 
@@ -12,7 +13,7 @@ __all__ = ["Dropout", "Linear", "restore_layers", "swap_layers"]
 
 
 class Linear(nn.Linear):  # type: ignore[misc]
-    """``nn.Linear`` through :func:`spatile.linear`: on the CPU, float32, bfloat16 or float16.
+    """``nn.Linear`` through :func:`spatile.linear`: float32, bfloat16 or float16, CPU or CUDA.
 
     Sums are float32. Under autocast, inputs are cast as ``nn.Linear``'s are. Not differentiable
     twice.
@@ -20,18 +21,17 @@ class Linear(nn.Linear):  # type: ignore[misc]
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """(…, in_features) → (…, out_features) of the same dtype."""
-        out: torch.Tensor = LinearProduct.apply(autocast(input), self.weight, self.bias, None)
-        return out
+        return product(autocast(input), self.weight, self.bias)
 
 
 class Dropout(nn.Dropout):  # type: ignore[misc]
-    """``nn.Dropout`` through :func:`spatile.dropout`, which draws numbers much faster.
+    """``nn.Dropout`` through :func:`spatile.dropout`, which on the CPU draws numbers much faster.
 
-    One seed a call is drawn from PyTorch's default generator.
+    One seed a call is drawn from PyTorch's default generator, the CPU's.
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Any shape; on the CPU, float32, bfloat16 or float16."""
+        """Any shape; float32, bfloat16 or float16, on the CPU or a CUDA device."""
         if not self.training or self.p == 0.0:
             return input
         if self.p == 1.0:
@@ -46,6 +46,20 @@ def autocast(x: torch.Tensor) -> torch.Tensor:
     return x
 
 
+def product(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    structure: SparseMatrix | None = None,
+) -> torch.Tensor:
+    """What a layer gives for ``x`` as a matrix product takes it; see :class:`LinearProduct`."""
+    if x.dtype == torch.float16 and x.device.type == "cuda":
+        # A GPU multiplies float16 by float16 on its tensor cores, by float32 without them.
+        weight = weight.to(x.dtype)
+    out: torch.Tensor = LinearProduct.apply(x, weight, bias, structure)
+    return out
+
+
 def swap_layers(model: nn.Module, *, linear: bool = True, dropout: bool = True) -> tuple[str, ...]:
     """Have the linear and dropout layers of ``model`` compute through spatile.
 
@@ -53,8 +67,9 @@ def swap_layers(model: nn.Module, *, linear: bool = True, dropout: bool = True) 
     place a :class:`Dropout`, with the same parameters. Layers of other classes, derived ones too,
     stay as they are. Returns the names of the layers swapped; :func:`restore_layers` undoes it.
 
-    Dropout is always faster so. Linear layers are where PyTorch's matrix products don't suit the
-    processor: AMD's, for example, on which MKL leaves half of an AVX-512 unit idle.
+    On the CPU dropout is always faster so, linear layers are where PyTorch's matrix products don't
+    suit the processor: AMD's, for example, on which MKL leaves half of an AVX-512 unit idle. On a
+    GPU neither was measured.
 
     >>> model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.1), nn.ReLU())
     >>> swap_layers(model), restore_layers(model)

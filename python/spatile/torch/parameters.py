@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import nn
 
 from spatile.sparsity import Matrix, Plan, PlannedMatrix, Structure, match
 
-__all__ = ["planned_matrices", "unwrap", "weight_view"]
+__all__ = ["batch_for", "planned_matrices", "unwrap", "weight_view"]
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -46,6 +49,17 @@ def planned_matrices(
                 f"(DistributedDataParallel keeps it whole)"
             )
     return matrices, used
+
+
+def batch_for(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """``batch`` with its tensors on the device of ``model``'s first parameter, where inputs go."""
+    first = next(model.parameters(), None)
+    if first is None:
+        return dict(batch)
+    return {
+        name: value.to(first.device) if isinstance(value, torch.Tensor) else value
+        for name, value in batch.items()
+    }
 
 
 def weight_view(tensor: torch.Tensor, matrix: Matrix) -> torch.Tensor:

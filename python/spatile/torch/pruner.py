@@ -73,6 +73,11 @@ class Pruner:
     parameters can't take the tiny proximal steps, so their shrinkage is summed per group in float32
     and applied where it has become large enough to survive rounding.
 
+    On a GPU all of this happens there, and β, masks and sums follow a model that moves; what
+    second order asks of each matrix is brought to the host, for its ops are the CPU's alone, and
+    the weights copied back (:mod:`spatile.torch.second_order`). Matrices that are ranked together
+    are on one device.
+
     Under DistributedDataParallel every process calls every method; β and masks are those of
     process 0. Raises ValueError for a bad argument and for a plan that matches no matrix.
 
@@ -150,13 +155,15 @@ class Pruner:
         return tuple(self._matrices)
 
     @property
-    def on_cpu(self) -> bool:
-        """Whether all planned matrices are in the CPU's memory."""
-        return all(p.device.type == "cpu" for p in self._parameters.values())
+    def device(self) -> torch.device:
+        """Where the first planned matrix is; the CPU where nothing is planned."""
+        found = (p.device for p in self._parameters.values())
+        return next(found, torch.device("cpu"))
 
     @property
     def masks(self) -> dict[str, torch.Tensor]:
         """Matrix name → bool mask of its groups (True = keep); empty before :meth:`prune`."""
+        self._follow()
         return dict(self._masks)
 
     @property
@@ -167,6 +174,7 @@ class Pruner:
     @property
     def beta(self) -> dict[str, torch.Tensor]:
         """Matrix name → β of its groups, float32; empty before :meth:`reweight`."""
+        self._follow()
         return dict(self._beta)
 
     def weight(self, matrix: PlannedMatrix) -> torch.Tensor:
@@ -183,6 +191,7 @@ class Pruner:
 
     def penalty(self) -> float:
         """λ·Σ β‖W_g‖₂ over all planned matrices; β = 1 before :meth:`reweight`."""
+        self._follow()
         total = 0.0
         for m in self._matrices:
             beta = self._beta.get(m.name)
@@ -201,6 +210,7 @@ class Pruner:
         β is computed first where :meth:`reweight` was never called. Frozen parameters are left out.
         Saliency by gradients looks at them here, before the penalty is added.
         """
+        self._follow()
         self._choice.observe()
         if self.method != "gradient" or self._strength == 0.0:
             return
@@ -227,6 +237,7 @@ class Pruner:
         neither ``lr`` nor an optimizer was given.
         """
         if self.method == "proximal" and self._strength > 0.0:
+            self._follow()
             self._ensure_beta()
             rate = self._learning_rates(lr)
             for m in self._matrices:
@@ -237,6 +248,7 @@ class Pruner:
 
     def apply_masks(self) -> None:
         """Set pruned weights to zero; nothing before :meth:`prune`."""
+        self._follow()
         for m in self._matrices:
             mask = self._masks.get(m.name)
             if mask is not None:
@@ -282,6 +294,7 @@ class Pruner:
         scope: Scope | None = None,
     ) -> dict[str, torch.Tensor]:
         """The masks that :meth:`prune` would set now; changes nothing."""
+        self._follow()
         return self._choice.masks(self._masks, sparsity=sparsity, fraction=fraction, scope=scope)
 
     def strength_for(self, shrink: float, total_lr: float) -> float:
@@ -300,11 +313,13 @@ class Pruner:
             raise ValueError(f"Pruner: shrink is {shrink}, expected a fraction in (0, 1]")
         if not total_lr > 0.0:
             raise ValueError(f"Pruner: total_lr is {total_lr}, expected a positive number")
+        self._follow()
         self._ensure_beta()
         edges: list[float] = []
         for m in self._matrices:
             norm = ops.group_norms(self.weight(m), pattern=m.pattern)
-            fraction = (norm / self._beta[m.name]).flatten()
+            # On the host: a GPU's kthvalue is refused where PyTorch is to be deterministic.
+            fraction = (norm / self._beta[m.name]).flatten().cpu()
             rank = min(fraction.numel(), math.floor(m.sparsity * fraction.numel()) + 1)
             edges.append(float(fraction.kthvalue(rank).values))
         return (1 - (1 - shrink) ** 2) / 2 * min(edges, default=0.0) / total_lr
@@ -364,6 +379,17 @@ class Pruner:
             for name, m in expected.items()
             if name in saved
         }
+
+    def _follow(self) -> None:
+        """Bring what is kept of each matrix to where its parameter is now."""
+        gradients = self._choice.gradients
+        scores = {} if gradients is None else gradients.scores
+        for m in self._matrices:
+            device = self._parameters[m.parameter].device
+            for named in (self._beta, self._masks, self._pending, scores):
+                tensor = named.get(m.name)
+                if tensor is not None and tensor.device != device:
+                    named[m.name] = tensor.to(device)
 
     def _ensure_beta(self) -> None:
         if not self._beta:

@@ -72,7 +72,7 @@ def masks_by_score(
         [
             ~masks[m.name].flatten()
             if m.name in masks
-            else torch.zeros(s.numel(), dtype=torch.bool)
+            else torch.zeros(s.numel(), dtype=torch.bool, device=s.device)
             for m, s in zip(pool, scores, strict=True)
         ]
     )
@@ -81,8 +81,9 @@ def masks_by_score(
     flat[gone] = -torch.inf
     # Scores have any sign and scale; their ranks are what a norm may be. Of equals the earlier is
     # kept, so it ranks above.
-    rank = torch.empty(flat.numel())
-    rank[torch.argsort(-flat, stable=True)] = torch.arange(flat.numel(), 0, -1).float()
+    rank = torch.empty(flat.numel(), device=flat.device)
+    descending = torch.arange(flat.numel(), 0, -1, device=flat.device)
+    rank[torch.argsort(-flat, stable=True)] = descending.float()
     rank[gone] = 0.0
     ranks = [
         part.view(s.shape).contiguous()

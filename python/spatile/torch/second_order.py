@@ -4,6 +4,10 @@ Source: the optimal-brain-surgeon family (Hassibi and Stork 1993) applied to a t
 one after another, as SparseGPT (Frantar and Alistarh 2023) and ZipLM (Kurtic et al. 2023) do. What
 an error of a layer's output means for the model is taken from the diagonal of the Gauss-Newton
 matrix: without it a layer's most pointless outputs count as much as those that decide.
+
+Texts run through the model on its device, and grams are summed there. The ops that choose and make
+up for groups are the CPU's alone: of a model on a GPU, one matrix after another is brought to the
+host with its gram, and what comes of it is copied back.
 """
 
 from __future__ import annotations
@@ -52,12 +56,13 @@ def find_removals(
         for here in _by_layer(matrices, walk.layers):
             grams = walk.grams(_modules(here), advance=True)
             for m in here:
+                rows = _rows(weights.get(_module(m)), m)
                 found[m.name] = ops.second_order_removals(
-                    weight_view(parameters[m.parameter], m),
-                    grams[_module(m)],
+                    weight_view(parameters[m.parameter], m).cpu(),
+                    grams[_module(m)].cpu(),
                     pattern=m.pattern,
                     damping=damping,
-                    row_weight=_rows(weights.get(_module(m)), m),
+                    row_weight=None if rows is None else rows.cpu(),
                 )
     return {m.name: found[m.name] for m in matrices}
 
@@ -70,7 +75,10 @@ def removal_masks(
     scope: Literal["matrix", "global"],
     relative: bool = False,
 ) -> dict[str, torch.Tensor]:
-    """The masks at one sparsity for each pool of matrices (see second_order_mask), by name."""
+    """The masks at one sparsity for each pool of matrices (see second_order_mask), by name.
+
+    On the CPU, as ``removals`` are.
+    """
     masks: dict[str, torch.Tensor] = {}
     for pool, sparsity in zip(pools, sparsities, strict=True):
         found = ops.second_order_mask(
@@ -104,7 +112,11 @@ def compensate(
             for m in here:
                 weight, gram = weight_view(parameters[m.parameter], m), grams[_module(m)]
                 pruned = ops.second_order_apply(
-                    weight, gram, masks[m.name], pattern=m.pattern, damping=damping
+                    weight.cpu(),
+                    gram.cpu(),
+                    masks[m.name].cpu(),
+                    pattern=m.pattern,
+                    damping=damping,
                 )
                 before = weight.double()
                 power = float(((before @ gram) * before).sum())

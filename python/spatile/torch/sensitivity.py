@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from spatile.torch.evaluation import evaluation_mode
-from spatile.torch.parameters import unwrap
+from spatile.torch.parameters import batch_for, unwrap
 
 __all__ = ["model_output", "output_sensitivities"]
 
@@ -29,7 +29,8 @@ def output_sensitivities(
     gradient. The sum over the output's numbers is estimated without bias from one random sign for
     each (Hutchinson 1989), drawn by a fixed seed; no labels are needed.
 
-    Returns float64 (out,) by module name. Raises ValueError for empty ``batches``, for a module
+    Returns float64 (out,) by module name, on the model's device. ``batches`` may be on any. Raises
+    ValueError for empty ``batches``, for a module
     that does not run, for gradients that are NaN or infinite, and where the output depends on none
     of ``modules``, as with a head of zeros: then nothing tells them apart. The model is in
     evaluation mode, keeps all tokens and heads, and no gradient of a parameter is touched,
@@ -50,7 +51,7 @@ def output_sensitivities(
     signs = torch.Generator().manual_seed(0)
     try:
         with torch.inference_mode(False), torch.enable_grad(), evaluation_mode(inner):
-            for batch in (part for whole in batches for part in _parts(whole)):
+            for batch in (batch_for(inner, p) for whole in batches for p in _parts(whole)):
                 for name, sums in _squares(model_output(inner, batch), outputs, signs).items():
                     found[name] = found[name] + sums if name in found else sums
                 outputs.clear()
@@ -67,7 +68,7 @@ def _squares(
     out: torch.Tensor, features: Mapping[str, torch.Tensor], signs: torch.Generator
 ) -> dict[str, torch.Tensor]:
     """Over all tokens, the squares of the gradient of ``out`` with random signs, by name."""
-    drawn = torch.randint(0, 2, out.shape, generator=signs).to(out) * 2 - 1
+    drawn = torch.randint(0, 2, out.shape, generator=signs, device="cpu").to(out) * 2 - 1
     gradients = torch.autograd.grad((out * drawn).sum(), [*features.values()], allow_unused=True)
     found = {}
     for (name, feature), gradient in zip(features.items(), gradients, strict=True):

@@ -10,8 +10,7 @@ from torch import nn
 from spatile import ops
 from spatile.ops.sparse_matrix import SparseMatrix
 from spatile.patterns import Element, Pattern
-from spatile.torch.functional import LinearProduct
-from spatile.torch.layers import Linear, autocast
+from spatile.torch.layers import Linear, autocast, product
 from spatile.torch.parameters import unwrap
 from spatile.torch.pruner import Pruner
 
@@ -28,27 +27,30 @@ class SparseLinear(Linear):
 
     Parameters, their names and shapes are those of ``nn.Linear``, so optimizers, checkpoints and
     DistributedDataParallel notice nothing. The output is that of the weight with zeros in its
-    pruned groups, whatever is there, and the weight's gradient is zero in them. Tensors must be on
-    the CPU, float32, bfloat16 or float16; sums are float32. Under autocast, inputs are cast as
+    pruned groups, whatever is there, and the weight's gradient is zero in them. Tensors are
+    float32, bfloat16 or float16, on the CPU or a CUDA device, to which what is known of groups
+    follows when the module moves; sums are float32. Under autocast, inputs are cast as
     ``nn.Linear``'s are. Not differentiable twice.
     """
 
     mask: torch.Tensor
-    """bool, ``pattern.mask_shape((out_features, in_features))``, True = kept."""
+    """bool, ``pattern.mask_shape((out_features, in_features))``, True = kept; on the CPU."""
     pattern: Pattern
     _structure: SparseMatrix | None
+    _mask_there: torch.Tensor  # on the weight's device, as of the last time it was wanted
     _was: type[nn.Linear]
 
     def _keep(self, mask: torch.Tensor, pattern: Pattern) -> None:
         self.mask = mask.detach().to("cpu", copy=True)
         self.pattern = pattern
         self._structure = None
+        self._mask_there = self.mask
 
     @property
     def structure(self) -> SparseMatrix:
         """Which weights are stored; its values are not kept up to date."""
         if self._structure is None:
-            nothing = torch.zeros(self.weight.shape)
+            nothing = torch.zeros(self.weight.shape, device="cpu")
             self._structure = ops.pack(nothing, self.mask, pattern=self.pattern)
         return self._structure
 
@@ -57,17 +59,18 @@ class SparseLinear(Linear):
         weight = self.weight
         if self.structure.index["kept"] is not None:
             # Some stored columns belong to pruned groups in part of their 16 rows.
-            kept = ops.expand_mask(self.mask, tuple(weight.shape), pattern=self.pattern)
-            weight = weight * kept
-        out: torch.Tensor = LinearProduct.apply(autocast(input), weight, self.bias, self.structure)
-        return out
+            if self._mask_there.device != weight.device:
+                self._mask_there = self.mask.to(weight.device)
+            shape = (self.out_features, self.in_features)
+            weight = weight * ops.expand_mask(self._mask_there, shape, pattern=self.pattern)
+        return product(autocast(input), weight, self.bias, self.structure)
 
     def extra_repr(self) -> str:
         """The layer's line in a printed model."""
         return f"{super().extra_repr()}, {self.pattern}, {self.structure.sparsity:.1%} pruned"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_structure": None}
+        return {**self.__dict__, "_structure": None, "_mask_there": self.mask}
 
 
 def sparsify(model: nn.Module, pruner: Pruner, *, min_sparsity: float = 0.0) -> tuple[str, ...]:
@@ -131,6 +134,8 @@ def sparsify(model: nn.Module, pruner: Pruner, *, min_sparsity: float = 0.0) -> 
 def sparsify_worthwhile(model: nn.Module, pruner: Pruner, *, bf16: bool) -> tuple[str, ...]:
     """:func:`sparsify` where it makes training faster: layers on the CPU that skip enough.
 
+    None on a GPU: from what share of a layer on it pays there, nobody has measured.
+
     ``bf16`` says that training runs under bfloat16 autocast. Returns the names of the layers.
     """
     parameters = [pruner.parameter(m) for m in pruner.matrices]
@@ -159,6 +164,6 @@ def densify(model: nn.Module) -> tuple[str, ...]:
 
 def _densify(module: SparseLinear) -> None:
     was = module._was
-    for attribute in ("mask", "pattern", "_structure", "_was"):
+    for attribute in ("mask", "pattern", "_structure", "_mask_there", "_was"):
         delattr(module, attribute)
     module.__class__ = was

@@ -23,6 +23,7 @@ from spatile.sparsity.plan import StructureEntry, StructureKind
 from spatile.sparsity.saliency import SECOND_ORDER
 from spatile.torch.calibration import LayerWalk
 from spatile.torch.cascade_pause import without_cascade
+from spatile.torch.parameters import batch_for
 from spatile.torch.sensitivity import model_output, output_sensitivities
 from spatile.torch.structure import (
     EncoderLayers,
@@ -101,6 +102,8 @@ def prune_structure(
     Then the model is cut (:func:`apply_structure`, which says what becomes of ``optimizer``).
     Returns the structure that is left. The plan's matrices are left alone: prune them afterwards.
 
+    A model on a GPU stays there; what the second order needs of a matrix is brought to the host.
+
     Raises NotImplementedError for a model other than BERT, RoBERTa and DistilBERT, ValueError for
     an entry that matches no layer, bad arguments, weights that are NaN or infinite, and where
     ``batches`` are needed and missing.
@@ -109,7 +112,7 @@ def prune_structure(
     structure = apply_structure(model, optimizer=optimizer)
     pools = _pools(encoder_layers(model), plan, structure)
     needed = [k for k in pools if pools[k] and (k == "layers" or saliency in SECOND_ORDER)]
-    listed = [] if batches is None else [dict(batch) for batch in batches]
+    listed = [] if batches is None else [batch_for(model, batch) for batch in batches]
     if needed and not listed:
         given = "None" if batches is None else "empty"
         raise ValueError(
@@ -313,12 +316,13 @@ class _Job:
 
     def _costs(self, kind: StructureKind, i: int, walk: LayerWalk) -> _Ranking:
         name, pattern = self._readers(kind, i)
+        rows = self._sensitivities.get(name)
         found = ops.second_order_removals(
-            self._layers.part(i, name).weight.detach(),
-            walk.grams([name])[name],
+            self._layers.part(i, name).weight.detach().cpu(),
+            walk.grams([name])[name].cpu(),
             pattern=pattern,
             damping=self._damping,
-            row_weight=self._sensitivities.get(name),
+            row_weight=None if rows is None else rows.cpu(),
         )
         price = found.price[0]
         if not self._sensitivities:  # then only shares of each matrix's output compare
@@ -356,9 +360,9 @@ class _Job:
         weight = self._layers.part(i, name).weight
         mask = torch.ones(pattern.mask_shape((weight.shape[0], weight.shape[1])), dtype=torch.bool)
         mask[0, sorted(gone)] = False
-        gram = walk.grams([name])[name]
+        gram = walk.grams([name])[name].cpu()
         pruned = ops.second_order_apply(
-            weight.detach(), gram, mask, pattern=pattern, damping=self._damping
+            weight.detach().cpu(), gram, mask, pattern=pattern, damping=self._damping
         )
         weight.copy_(pruned.w)
 

@@ -105,8 +105,8 @@ class TokenPruning(CascadePruning):
     def masks(self) -> list[torch.Tensor]:
         """Of each layer's output in the model's last run, (batch, sequence) bool: what it holds.
 
-        The last one says over which tokens a mean is to be taken. Raises RuntimeError where none
-        has run since it was attached.
+        They are where the model's inputs were. The last one says over which tokens a mean is to be
+        taken. Raises RuntimeError where none has run since it was attached.
         """
         found = None if self._model is None else token_masks(self._model)
         if found is None:
