@@ -267,7 +267,7 @@ def second_order_apply(
 
     With S the columns that a block loses: w − w_S·((H⁻¹)_SS)⁻¹·(H⁻¹)_S,:. Blocks that lose nothing
     keep their bits, and so do weights whose inputs tell nothing of the lost ones. A block takes at
-    most in³/24 multiply-adds. Memory: 20·in² bytes, or where that is more 16·in², and
+    most in³/24 multiply-adds. Memory: at most 20·in² bytes, or where that is more 16·in², and
     in² + 24·in·(rows of a block) for each thread that has a block. Columns are a single block, of
     all rows: 17·in² + 24·in·out.
 
