@@ -37,6 +37,12 @@ def test_help_states_the_defaults_that_settings_have() -> None:
     assert stated == {name: defaults[name] for name in stated}
 
 
+def test_help_states_the_factor_of_the_retrain_stages_rate(capsys: Capture) -> None:
+    assert code_of("finetune", "--help") == 0
+    factor = Settings("m", "d", 0.5).lr_factors[2]
+    assert f"retrain's own ({factor:g} · lr)" in capsys.readouterr().out
+
+
 def test_the_help_of_all_lists_the_commands(capsys: Capture) -> None:
     assert code_of("--help") == 0
     out = capsys.readouterr().out

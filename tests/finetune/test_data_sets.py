@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.parametrize(
     ("name", "train", "positive", "dev", "dev_positive", "metrics"),
     [
-        ("mrpc", 3668, 2474, 408, 279, ("accuracy", "f1")),
+        ("mrpc", 3668, 2474, 408, 279, ("f1", "accuracy")),
         ("sst2", 67349, 37569, 872, 444, ("accuracy", "f1")),
         ("wnli", 635, 312, 71, 31, ("accuracy", "f1")),
     ],
@@ -85,6 +85,7 @@ def test_msr_train_file_with_glue_dev_stops(shared_data, tmp_path):
     assert "dev_ids" in message
     t = load_task(tmp_path, dev_ids=shared_data / "mrpc" / "dev_ids.tsv")
     assert (len(t.train), len(t.dev)) == (3668, 408)
+    assert t.metrics == ("f1", "accuracy")  # whatever the folder is called
 
 
 def test_shipped_pairs():

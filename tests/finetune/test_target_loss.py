@@ -7,13 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from spatile.cli import main
 from spatile.finetune import RunFolder, target_loss
 from spatile.finetune.target_loss import search_sparsity, summary_lines
 
-from .conftest import TINY
+from .conftest import TINY, WORDS, write_data
 
 SETTINGS = {
     name: value
@@ -26,8 +27,10 @@ Capture = pytest.CaptureFixture[str]
 class Pipeline:
     """Stands in for ``finetune``: the loss in points is a function of the sparsity."""
 
-    def __init__(self, loss: Callable[[float], float]) -> None:
-        self.loss = loss
+    def __init__(
+        self, loss: Callable[[float], float], *, floor: float | None = 0.5, gone: float = 0.0
+    ) -> None:
+        self.loss, self.floor, self.gone = loss, floor, gone
         self.trained: list[float] = []
         self.stop_at: float | None = None
 
@@ -39,14 +42,22 @@ class Pipeline:
         self.trained.append(sparsity)
         value = -self.loss(sparsity) / 100
         difference = {"value": value, "low": value - 0.02, "high": value + 0.02}
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "report.json").write_text("{}")
-        score = {"value": 0.9 + value}
-        return {
+        scores = {
+            name: {"f1": {"value": v, "low": v - 0.03, "high": v + 0.03}}
+            for name, v in (("retrained", 0.9 + value), ("dense", 0.9))
+        }
+        report = {
+            "format": "spatile.report",
+            "version": 1,
             "data": {"name": "mrpc", "metrics": ["accuracy", "f1"], "dev_rows": 408},
             "differences": {"retrained - dense": {"f1": difference}},
-            "scores": {"retrained": {"f1": score}, "dense": {"f1": {"value": 0.9}}},
+            "scores": scores,
+            "floor": {"f1": {"value": self.floor}},
+            "summary": {"packed": {"sparsity": sparsity + self.gone}},
         }
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "report.json").write_text(json.dumps(report))
+        return report
 
 
 def search(
@@ -54,7 +65,7 @@ def search(
 ) -> dict[str, Any]:
     monkeypatch.setattr(target_loss, "finetune", pipeline)
     given: dict[str, Any] = {"target_loss": 2.0, "timing_rounds": 0, **SETTINGS, **changes}
-    return search_sparsity(model, "data", out=out, **given)
+    return search_sparsity(model, write_data(out.parent / "data"), out=out, **given)
 
 
 @pytest.mark.parametrize(
@@ -89,6 +100,76 @@ def test_the_path_and_the_result(
         assert (out / "best").resolve() == (out / "tries" / f"{expected:g}").resolve()
     on_disk = json.loads((out / "search.json").read_text("utf-8"))
     assert on_disk["result"] == found["result"]
+
+
+def test_what_has_learned_nothing_is_no_success(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From 0.4 on only the majority class is answered, at a loss that the bound allows."""
+    pipeline = Pipeline(lambda s: 9.0 if s >= 0.4 else 2.0, floor=0.81)
+    found = search(pipeline, monkeypatch, tiny_model, tmp_path / "s", target_loss=10.0)
+    assert found["result"]["sparsity"] == 0.35
+    on_disk = json.loads((tmp_path / "s" / "search.json").read_text("utf-8"))
+    standing = {t["sparsity"]: (t["floor"], t["above_floor"]) for t in on_disk["tries"]}
+    assert standing[0.5] == (0.81, False)
+    assert standing[0.35] == (0.81, True)
+    text = "\n".join(summary_lines(found))
+    assert (
+        "sparsity 0.5 loses 9.00 points [7.00, 11.00], not above the majority class's 0.810: n"
+        in (text)
+    )
+    assert "sparsity 0.35 loses 2.00 points [0.00, 4.00]: within the bound" in text
+    nothing = Pipeline(lambda s: 9.0, floor=0.81)
+    found = search(nothing, monkeypatch, tiny_model, tmp_path / "t", target_loss=10.0)
+    assert found["result"] is None
+    assert "at most 10 points and is above the majority class's score" in summary_lines(found)[-1]
+
+
+def test_a_dense_model_that_has_learned_nothing_stops_the_search(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = Pipeline(lambda s: 0.0, floor=0.88)
+    words = r"dense model's f1 is 0.900 \[0.870, 0.930\].*expected above the majority class's 0.880"
+    with pytest.raises(RuntimeError, match=words):
+        search(pipeline, monkeypatch, tiny_model, tmp_path / "s")
+    assert pipeline.trained == [0.0]
+    with pytest.raises(RuntimeError, match=words):
+        search(pipeline, monkeypatch, tiny_model, tmp_path / "s", resume=True)
+    assert pipeline.trained == [0.0]
+
+
+def test_without_a_floor_the_loss_decides(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = Pipeline(lambda s: 10 * s**2, floor=None)
+    found = search(pipeline, monkeypatch, tiny_model, tmp_path / "s")
+    assert found["result"]["sparsity"] == 0.4
+    assert found["result"]["above_floor"] is None
+
+
+def test_what_is_really_gone_of_the_weights_is_said(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = Pipeline(lambda s: 10 * s**2, gone=0.075)
+    found = search(pipeline, monkeypatch, tiny_model, tmp_path / "s")
+    assert found["result"]["achieved"] == pytest.approx(0.475)
+    text = "\n".join(summary_lines(found))
+    assert "sparsity 0.5 (57.5 % of the weights gone) loses 2.50 points" in text
+    assert "loses at most 2 points: 0.4 (47.5 % of the weights gone)" in text
+
+
+def test_tries_of_a_version_without_the_floor_are_looked_at_again(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline, out = Pipeline(lambda s: 9.0 if s >= 0.4 else 2.0, floor=0.81), tmp_path / "s"
+    found = search(pipeline, monkeypatch, tiny_model, out, target_loss=10.0)
+    state = json.loads((out / "search.json").read_text("utf-8"))
+    for tried in state["tries"]:
+        for name in ("floor", "above_floor", "achieved"):
+            del tried[name]
+    (out / "search.json").write_text(json.dumps(state), "utf-8")
+    again = search(pipeline, monkeypatch, tiny_model, out, target_loss=10.0, resume=True)
+    assert again == found
 
 
 def test_a_finer_resolution_takes_more_steps(
@@ -167,7 +248,38 @@ def test_a_search_needs_a_dense_stage(tiny_model: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "s").exists()
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"max_length": 65}, "max_length is 65, expected at most the 64 positions"),
+        ({"epochs_reweighted": 0.0, "epochs_retrain": 0.0}, "expected at least one step"),
+        ({"epochs_dense": 0.01}, "expected at least one step"),
+        ({"label": "class"}, "class"),
+    ],
+    ids=["length", "no retraining", "no dense step", "no such column"],
+)
+def test_what_can_not_be_run_leaves_no_folder(
+    changes: dict[str, Any], words: str, tiny_model: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    given: dict[str, Any] = {**SETTINGS, **changes}
+    with pytest.raises(ValueError, match=words):
+        search_sparsity(tiny_model, tiny_data, target_loss=1.0, out=tmp_path / "s", **given)
+    assert not (tmp_path / "s").exists()
+
+
 # ---- the command
+
+
+def test_another_resolution_is_resumed_from_the_command(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    pipeline, out = Pipeline(lambda s: 10 * s**2), tmp_path / "s"
+    found = search(pipeline, monkeypatch, tiny_model, out, resolution=0.1)
+    pipeline.trained.clear()
+    resume = ["finetune", "--resume", "--out", str(out), "--timing-rounds=0", "--quiet", "--json"]
+    assert main(resume) == 0
+    assert json.loads(capsys.readouterr().out)["result"] == found["result"]
+    assert pipeline.trained == []
 
 
 @pytest.mark.parametrize(
@@ -195,13 +307,29 @@ def test_wrong_use_exits_with_2(
     assert not (tmp_path / "s").exists()
 
 
+def _easy_data(folder: Path) -> Path:
+    """Every word tells the class: what is learned is far above the floor on 24 dev rows."""
+    random = np.random.default_rng(0)
+    folder.mkdir()
+    for split, count in (("train", 48), ("dev", 24)):
+        lines = []
+        for i in range(count):
+            half = i % 2
+            words = random.integers(20, size=8) + 20 * half
+            text = " ".join(WORDS[w] for w in words)
+            lines.append(json.dumps({"sentence": text, "label": ("low", "high")[half]}) + "\n")
+        (folder / f"{split}.jsonl").write_text("".join(lines), "utf-8")
+    return folder
+
+
 def test_the_command_searches_and_resumes(
-    tiny_model: Path, tiny_data: Path, tmp_path: Path, capsys: Capture
+    tiny_model: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     out = tmp_path / "search"
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS.items()]
     flags += ["--threads=1", "--timing-rounds=1", "--quiet", "--epochs-reweighted=0"]
-    base = ["finetune", "--model", str(tiny_model), "--data", str(tiny_data), *flags]
+    data = str(_easy_data(tmp_path / "data"))
+    base = ["finetune", "--model", str(tiny_model), "--data", data, *flags]
     code = main([*base, "--target-loss=30", "--out", str(out)])
     text = capsys.readouterr().out
     state = json.loads((out / "search.json").read_text("utf-8"))

@@ -133,6 +133,14 @@ def test_row_weights_of_one_change_nothing_and_of_nought_make_free() -> None:
     assert not sp.second_order_removals(w, gram, pattern="tile", row_weight=np.zeros(32)).cost.any()
 
 
+def test_no_rows_have_no_weights() -> None:
+    for weight in (None, np.zeros(0)):
+        found = sp.second_order_removals(
+            np.zeros((0, 48), np.float32), np.eye(48), pattern="tile", row_weight=weight
+        )
+        assert found.order.shape == found.cost.shape == found.price.shape == (0, 3)
+
+
 def test_prices_of_several_matrices_count_as_they_are() -> None:
     x, w = inputs(48), normal((32, 48))
     gram = x.T @ x

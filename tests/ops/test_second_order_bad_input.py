@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -90,6 +91,13 @@ def test_bad_input_of_the_parts() -> None:
     ):
         with pytest.raises(ValueError, match=f"^second_order_removals: {words}"):
             sp.second_order_removals(W, GRAM, pattern="tile", row_weight=wrong)
+    for value in (np.inf, np.nan):  # also where the row counts nothing, and without a warning
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with pytest.raises(ValueError, match=r"^second_order_removals: w holds NaN or infin"):
+                sp.second_order_removals(
+                    spoilt(W, (3, 4), value), GRAM, pattern="tile", row_weight=np.zeros(len(W))
+                )
     with pytest.raises(TypeError, match=r"^second_order_removals: w\.dtype is float64"):
         sp.second_order_removals(
             W.astype(np.float64), GRAM, pattern="tile", row_weight=np.ones(len(W))

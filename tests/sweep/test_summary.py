@@ -5,18 +5,22 @@ from __future__ import annotations
 import copy
 import json
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import spatile
 from spatile.finetune.metrics import f1, paired_difference
+from spatile.report.text import table_text
 from spatile.sweep import read_rows, summarize, write_document
+from spatile.sweep.code import code_version
 from spatile.sweep.document import render_document
 from spatile.sweep.rows import COLUMNS, decode, dev_order, encode, write_rows
 from spatile.sweep.summary import _Scores, break_even, compare_methods
-from spatile.sweep.tables import tables_of
+from spatile.sweep.tables import markdown, tables_of
 
 from .conftest import document
 
@@ -154,6 +158,62 @@ def test_break_even_is_the_lowest_sparsity_that_is_faster() -> None:
     assert found["row", "a"] is None
     text = "\n".join(str(table.rows) for table in tables_of(rows))
     assert "nowhere (up to 30 %)" in text
+
+
+def test_break_even_is_no_noise_of_the_clock() -> None:
+    """Neither equal operations, nor a few per cent, nor what a sparser model takes back."""
+    latency = {
+        ("element", "a", 0.3): 1.5,
+        ("element", "a", 0.5): 1.96,
+        ("element", "a", 0.7): 1.91,
+        ("element", "a", 0.9): 1.0,
+        ("tile", "a", 0.5): 1.5,
+        ("tile", "a", 0.7): 1.95,
+        ("column", "a", 0.5): 1.0,
+        ("row", "a", 0.5): 1.91,
+    }
+    cells = {key: [noisy(10, 1)] for key in latency}
+    rows = document(cells, labels=LABELS, dense=[noisy(9, 0)], latency=latency)
+    for row in rows["rows"]:
+        if (row["pattern"], row["sparsity"]) in (("element", 0.3), ("column", 0.5)):
+            row["multiply_adds"] = row["dense_multiply_adds"]
+    rows["rows"][1]["achieved"], rows["rows"][2]["achieved"] = 0.71, 0.69
+    found = {key[0]: s and s.sparsity for key, s in break_even(summarize(rows)).items()}
+    # Of element's two that differ by nothing the slower one has more of the weights gone.
+    assert found == {"element": 0.9, "tile": None, "column": None, "row": None}
+    rows["rows"][1]["latency_ms"] = rows["rows"][1]["latency_min_ms"] = 1.9
+    rows["rows"][2]["latency_ms"] = rows["rows"][2]["latency_min_ms"] = 1.9
+    assert break_even(summarize(rows))["element", "a"].sparsity == 0.7  # type: ignore[union-attr]
+
+
+def test_what_is_gone_of_the_weights_is_shown_where_groups_do_not_say_it() -> None:
+    from spatile.sweep.plots import plots_of
+
+    latency = {("row", "a", 0.5): 1.0, ("tile", "a", 0.5): 1.0}
+    cells = {key: [noisy(10, 1)] for key in latency}
+    rows = document(cells, labels=LABELS, dense=[noisy(9, 0)], latency=latency)
+    rows["rows"][0]["achieved"], rows["rows"][1]["achieved"] = 0.576, 0.504
+    assert [s.achieved for s in summarize(rows)] == [0.576, 0.504]
+    grid, every, even = tables_of(rows)
+    assert grid.rows == (("row", "90.0 (−1.0) [57.6 %]"), ("tile", "90.0 (−1.0)"))
+    assert [row[every.heads.index("pruned")] for row in every.rows] == ["50 % [57.6 %]", "50 %"]
+    assert even.rows[0][2] == "50 % [57.6 %] (the lowest measured)"
+    for table in (grid, every, even):
+        assert any("share of the pattern's groups" in note for note in table.notes)
+    sparsity, time = plots_of(rows)
+    assert "weights that are gone" in sparsity[2]
+    assert ">58<" in time[2]
+    rows["rows"][0]["achieved"] = 0.496
+    for table in tables_of(rows):
+        assert not any("share of the pattern's groups" in note for note in table.notes)
+
+
+def test_what_is_not_above_the_floor_is_bold_in_markdown_alone() -> None:
+    rows = document({("tile", "a", 0.5): ["1" * 100]}, labels=LABELS, dense=[noisy(9, 0)])
+    every = next(t for t in tables_of(rows) if t.title == "Every configuration")
+    assert "**" not in table_text(every)
+    assert " NO " in table_text(every)
+    assert "| **no** |" in markdown(every)
 
 
 def test_a_speedup_holds_in_medians_and_in_minima() -> None:
@@ -336,6 +396,53 @@ def test_a_document_has_the_command_the_time_and_all_tables(tmp_path: Path) -> N
     assert links == ["results/mine.json", "results/mine.sparsity.svg", "results/mine.latency.svg"]
     for link in links:
         assert (target.parent / link).is_file(), link
+
+
+def test_a_document_says_which_code_and_which_dense_models(tmp_path: Path) -> None:
+    rows = two_seeds()
+    rows["command"] = "spatile sweep --model m --data d/x --lr 0.001 --dense other --out mine"
+    rows["machine"] = {
+        "processor": "P", "cores": 2, "jobs": 1, "threads": 1, "spatile": "0.1.0", "tier": "t",
+        "torch": "2", "code": ["0.1.0", "abc", "def-dirty"],
+    }  # fmt: skip
+    write_rows(rows, tmp_path)
+    file, target = tmp_path / "rows.json", tmp_path / "results.md"
+    text = render_document([file], target)
+    assert "spatile 0.1.0 (abc, def-dirty) tier t" in text
+    assert "`--dense other`: the dense models of a sweep with the same `--model`" in text
+    assert "--out other" not in text  # an earlier version did not note the settings
+    settings = {"data_seed": 0, "lr": 1e-3, "prunings": 1, "bf16": True}
+    write_rows({**rows, "settings": settings}, tmp_path)
+    dense = "--sparsity 0 --methods as-is --seeds 0,1 --lr 0.001 --bf16 --out other\n"
+    assert f"spatile sweep --model m --data d/x {dense}" in render_document([file], target)
+    for code in ([], ["0.1.0"]):
+        write_rows({**rows, "machine": {**rows["machine"], "code": code}}, tmp_path)
+        assert "spatile 0.1.0 tier t" in render_document([file], target)
+
+
+def test_the_code_is_the_commit_of_the_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "checkout" / "python" / "spatile"
+    package.mkdir(parents=True)
+    monkeypatch.setattr(spatile, "__file__", str(package / "__init__.py"))
+    find = code_version.__wrapped__
+    assert find() == spatile.__version__
+
+    def git(*words: str) -> None:
+        who = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+        subprocess.run(["git", "-C", str(tmp_path / "checkout"), *who, *words], check=True)
+
+    git("init", "-q")
+    assert find() == spatile.__version__  # a repository, but not spatile's
+    (tmp_path / "checkout" / "csrc").mkdir()
+    assert find() == spatile.__version__  # nothing is committed
+    (package / "__init__.py").write_text("")
+    git("add", ".")
+    git("commit", "-qm", "first")
+    assert re.fullmatch("[0-9a-f]{12}", find())
+    (package / "__init__.py").write_text("1")
+    assert re.fullmatch("[0-9a-f]{12}-dirty", find())
 
 
 def test_every_plot_has_the_floor_and_the_dense_models(tmp_path: Path) -> None:

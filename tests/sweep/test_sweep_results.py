@@ -12,6 +12,7 @@ from spatile.finetune import RunFolder
 from spatile.finetune.data import load_task
 from spatile.finetune.metrics import accuracy
 from spatile.sweep import read_rows
+from spatile.sweep.code import code_version
 from spatile.sweep.folder import SweepFolder
 
 from .conftest import Swept
@@ -27,6 +28,7 @@ def test_rows_have_every_cell_and_metric(swept: Swept) -> None:
     assert len(keys) == 2 * CELLS
     assert document["metrics"] == ["accuracy", "f1"]
     assert document["missing"] == []
+    assert document["machine"]["code"] == [code_version()]
     for row in rows:
         assert row["achieved"] == pytest.approx(row["sparsity"], abs=0.03)
         assert row["dev_rows"] == 24

@@ -116,3 +116,15 @@ def test_bad_arguments() -> None:
     pair, other = (torch.zeros(1, 2, 8),) * 2, (torch.zeros(1, 2, 4),) * 2
     with pytest.raises(ValueError, match=r"teacher's queries.shape is \(1, 2, 4\)"):
         attention_loss([pair], [other], head_dim=4)
+    longer = (pair[0], torch.zeros(1, 3, 8))
+    with pytest.raises(ValueError, match=r"teacher's keys.shape is \(1, 3, 8\), expected \(1, 2"):
+        attention_loss([pair], [longer], head_dim=4)
+    with pytest.raises(ValueError, match=r"student's keys.shape is \(1, 3, 8\), expected \(1, 2"):
+        attention_loss([longer], [longer], head_dim=4)
+    for head_dim in (3, 0, -4):
+        with pytest.raises(ValueError, match=f"head_dim is {head_dim}, expected a divisor of the"):
+            attention_loss([pair], [pair], head_dim=head_dim)
+    with pytest.raises(ValueError, match=r"attention_mask.shape is \(1, 3\), expected \(1, 2\)"):
+        attention_loss([pair], [pair], head_dim=4, attention_mask=torch.ones(1, 3))
+    with pytest.raises(ValueError, match=r"student's queries.shape is \(2, 2\), expected \(batch"):
+        attention_loss([(logits, logits)], [(logits, logits)], head_dim=2)

@@ -82,7 +82,11 @@ def _model_and_data(parser: argparse.ArgumentParser) -> None:
 def _pruning(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("pruning")
     group.add_argument(
-        "--sparsity", type=float, metavar="S", help="fraction of the encoder's weights to prune"
+        "--sparsity",
+        type=float,
+        metavar="S",
+        help="fraction of the pattern's groups to prune; of the weights about as much, but where "
+        "groups of unequal size compete (row, column) the report says what is gone",
     )
     group.add_argument(
         "--target-loss",
@@ -150,6 +154,8 @@ def _pruning(parser: argparse.ArgumentParser) -> None:
 
 
 def _training(parser: argparse.ArgumentParser) -> None:
+    from spatile.finetune.settings import RETRAIN_LR
+
     group = parser.add_argument_group("training")
     group.add_argument("--preset", choices=("demo",), help="settings for a short run; flags win")
     for stage, default in (("dense", 3), ("reweighted", 0), ("retrain", 3)):
@@ -160,7 +166,7 @@ def _training(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--eval-batch-size", type=int, metavar="N", help="on dev (64)")
     group.add_argument("--lr", type=float, help="learning rate, falling linearly (5e-5)")
     for stage in ("dense", "reweighted", "retrain"):
-        own = " (6 · lr)" if stage == "retrain" else ""
+        own = f" ({RETRAIN_LR:g} · lr)" if stage == "retrain" else ""
         group.add_argument(f"--lr-{stage}", type=float, metavar="LR", help=f"{stage}'s own{own}")
     group.add_argument("--warmup", type=float, help="share of a stage with rising rate (0.1)")
     group.add_argument("--weight-decay", type=float, help="AdamW's (0.01)")

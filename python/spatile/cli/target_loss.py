@@ -24,6 +24,7 @@ def run(given: argparse.Namespace, settings: dict[str, Any]) -> int:
     from spatile.finetune.progress import Progress
     from spatile.finetune.settings import PRESETS, Settings
     from spatile.finetune.target_loss import (
+        RESOLUTION,
         Search,
         check_target_loss,
         search_sparsity,
@@ -40,7 +41,9 @@ def run(given: argparse.Namespace, settings: dict[str, Any]) -> int:
         settings = {**before.settings.to_dict(), **settings}
         del settings["sparsity"], settings["plan"]
         target = getattr(given, "target_loss", before.state["target_loss"])
+        resolution = before.state["resolution"]
     else:
+        resolution = RESOLUTION
         target = given.target_loss
         settings = {**PRESETS.get(getattr(given, "preset", ""), {}), **settings}
         for name in ("model", "data"):
@@ -56,6 +59,7 @@ def run(given: argparse.Namespace, settings: dict[str, Any]) -> int:
         found = search_sparsity(
             **settings,
             target_loss=target,
+            resolution=resolution,
             out=given.out,
             resume=given.resume,
             threads=given.threads,

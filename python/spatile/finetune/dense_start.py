@@ -6,12 +6,11 @@ One dense model may so serve many pruned ones: every cell of a sweep, every step
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import fields
 
 from spatile.finetune.settings import Settings
 
-__all__ = ["DENSE_FIELDS", "dense_only", "from_dense", "glue_metrics"]
+__all__ = ["DENSE_FIELDS", "dense_only", "from_dense"]
 
 #: Settings that decide what the dense stage ends with. The others act later alone.
 DENSE_FIELDS = frozenset(
@@ -44,9 +43,6 @@ DENSE_FIELDS = frozenset(
         "checkpoint_every",
     ]
 )
-
-# GLUE scores these by F1 first; by their rows alone they are tasks of two classes like others.
-_F1_FIRST = ("mrpc", "qqp")
 
 
 def dense_only(settings: Settings) -> Settings:
@@ -86,13 +82,3 @@ def from_dense(settings: Settings, checkpoint: str | os.PathLike[str]) -> Settin
     0.0
     """
     return settings.with_changes(model=os.path.realpath(checkpoint), epochs_dense=0.0)
-
-
-def glue_metrics(task: str, metrics: Sequence[str]) -> tuple[str, ...]:
-    """``metrics`` with the one first by which GLUE ranks the task of that name.
-
-    >>> glue_metrics("mrpc", ("accuracy", "f1"))
-    ('f1', 'accuracy')
-    """
-    first = "f1" if task.casefold() in _F1_FIRST and "f1" in metrics else metrics[0]
-    return (first, *(m for m in metrics if m != first))

@@ -40,8 +40,10 @@ def finetune(
 
     ``model`` is a checkpoint's folder, a name on the hub or ``"minilm"``; ``data`` a folder or a
     hub name (see :func:`spatile.finetune.data.load_task`). ``sparsity`` is the fraction of the
-    encoder's weights that is pruned, 0 where only tokens or heads are to go (``keep_tokens``,
-    ``keep_heads``); ``plan`` replaces the uniform plan that ``pattern`` and ``sparsity`` mean.
+    pattern's groups that is pruned, 0 where only tokens or heads are to go (``keep_tokens``,
+    ``keep_heads``). Of the encoder's weights that is as many where all groups are of one size, and
+    where they are not and compete (``scope="global"`` with rows or columns) more or fewer: the
+    report says how many. ``plan`` replaces the uniform plan that ``pattern`` and ``sparsity`` mean.
     ``settings`` are the fields of :class:`Settings`. The stages are E.T.'s: dense, reweighted,
     prune, retrain, of ``epochs_dense``, ``epochs_reweighted`` and ``epochs_retrain`` epochs.
 

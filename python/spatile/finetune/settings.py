@@ -12,7 +12,7 @@ from spatile.sparsity import Plan, Schedule
 from spatile.sparsity.plan import check_sparsity
 from spatile.sparsity.saliency import SALIENCIES, SECOND_ORDER
 
-__all__ = ["PRESETS", "Settings"]
+__all__ = ["PRESETS", "RETRAIN_LR", "Settings"]
 
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "method": ("proximal", "gradient"),
@@ -40,8 +40,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-# What pruning took away is learned back faster than at a rate for a dense model.
-_RETRAIN_LR = 2.0
+#: The retrain stage's rate over ``lr``: what pruning took away is learned back faster than at a
+#: rate for a dense model.
+RETRAIN_LR = 2.0
 
 
 @dataclass(frozen=True)
@@ -258,7 +259,7 @@ class Settings:
     def lr_factors(self) -> tuple[float, float, float]:
         """Each stage's highest learning rate over ``lr``."""
         rates = (self.lr_dense, self.lr_reweighted, self.lr_retrain)
-        usual = (1.0, 1.0, _RETRAIN_LR)
+        usual = (1.0, 1.0, RETRAIN_LR)
         first, second, third = (
             factor if rate is None else rate / self.lr
             for rate, factor in zip(rates, usual, strict=True)

@@ -12,18 +12,23 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from spatile.finetune.dense_start import dense_only, from_dense, glue_metrics
+from spatile.finetune.data.columns import glue_metrics
+from spatile.finetune.dense_start import dense_only, from_dense
 from spatile.finetune.pipeline import finetune
 from spatile.finetune.progress import Progress
 from spatile.finetune.run_folder import RunFolder
 from spatile.finetune.settings import Settings
+from spatile.finetune.tasks import load_data
 from spatile.finetune.weights import resolve_model
-from spatile.report import read_report
+from spatile.report import is_above_floor, read_report
 from spatile.sparsity import Plan, read_document, write_atomically
 
-__all__ = ["Search", "check_target_loss", "search_sparsity"]
+__all__ = ["RESOLUTION", "Search", "check_target_loss", "search_sparsity"]
 
 _FORMAT, _VERSION = "spatile.search", 1
+
+#: How far apart the sparsities are that are tried.
+RESOLUTION = 0.05
 
 
 def search_sparsity(
@@ -32,7 +37,7 @@ def search_sparsity(
     *,
     target_loss: float,
     out: str | os.PathLike[str],
-    resolution: float = 0.05,
+    resolution: float = RESOLUTION,
     resume: bool = False,
     threads: int | None = None,
     timing_rounds: int = 5,
@@ -46,14 +51,19 @@ def search_sparsity(
 
     ``out`` gets ``dense`` and ``tries/S``, folders of runs, ``search.json`` and, a link, ``best``.
     Returns what ``search.json`` holds: ``metric``, ``tries`` in the order in which they were made,
-    each with ``sparsity``, ``value``, ``dense``, ``loss`` and its paired 95 % interval ``low`` to
-    ``high`` and whether it is ``within`` the bound, and ``result``, one of them or None. The
-    interval is over dev rows, for one seed: bisection takes each loss at its value, and where noise
-    hides which side of the bound it is on, another seed may end elsewhere.
+    each with ``sparsity``, ``achieved`` (the share of the encoder's weights that is gone),
+    ``value``, ``dense``, ``loss`` and its paired 95 % interval ``low`` to ``high``, ``floor`` (the
+    majority class's score), ``above_floor`` (whether the try is above it by more than its own
+    interval; None where there is no floor), and ``result``, one of them or None, which says of
+    itself that it is ``within`` the bound. A try that is not above the floor never is, whatever its
+    loss: a model that always answers the majority class has learned nothing. The interval is over
+    dev rows, for one seed: bisection takes each loss at its value, and where noise hides which side
+    of the bound it is on, another seed may end elsewhere.
 
     A search that was stopped goes on with ``resume=True``: what was tried is not trained again.
     Raises ValueError for a bound out of range and for arguments other than the resumed search's,
-    and otherwise as :func:`finetune` does.
+    RuntimeError before anything is tried where the dense model is not above the floor itself, and
+    otherwise as :func:`finetune` does.
 
     >>> from spatile.finetune.target_loss import search_sparsity                # doctest: +SKIP
     >>> search_sparsity("minilm", "data/qa", target_loss=1.0, out="run")["result"]["sparsity"]
@@ -74,7 +84,12 @@ def search_sparsity(
         raise ValueError("finetune: plan is given, expected none: target_loss finds the sparsity")
     progress = Progress(quiet=True) if progress is None else progress
     asked = {"target_loss": target_loss, "resolution": resolution}
-    search = Search.open(out, wanted, asked) if resume else Search.create(out, wanted, asked)
+    if resume:
+        search = Search.open(out, wanted, asked)
+    else:
+        search = Search.create(out, wanted, asked)
+        # Only what can be run may leave a folder, which would then be in the way.
+        _check_runs(wanted)
     search.write()
     return search.run(progress, threads=threads, timing_rounds=timing_rounds)
 
@@ -103,7 +118,7 @@ class Search:
     def create(
         cls, path: str | os.PathLike[str], settings: Settings, asked: dict[str, float]
     ) -> Search:
-        """Start a search in an absent or empty folder."""
+        """Start a search in an absent or empty folder, which :meth:`write` makes."""
         if cls.is_in(path):
             raise FileExistsError(
                 f"finetune: out is {path}, which holds a search, expected an empty or new folder; "
@@ -111,7 +126,6 @@ class Search:
             )
         RunFolder.check_new(path)
         dense_only(settings)
-        Path(path).mkdir(parents=True, exist_ok=True)
         return cls(
             Path(path), settings, {"format": _FORMAT, "version": _VERSION, **asked, "tries": []}
         )
@@ -150,6 +164,7 @@ class Search:
         """Write ``search.json``, whole or not at all."""
         state = {**self.state, "settings": self.settings.to_dict()}
         text = json.dumps(state, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        self.path.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path / "search.json", text.encode())
 
     def run(self, progress: Progress, *, threads: int | None, timing_rounds: int) -> dict[str, Any]:
@@ -158,6 +173,7 @@ class Search:
         if not (dense / "report.json").is_file():
             _finetune(dense_only(self.settings), dense, threads, progress)
         _drop(dense, "trainer", "packed", "stages/pruned", "stages/retrained")
+        self._check_dense(read_report(dense))
         steps = self._bisect(progress, threads)
         best = max((t for t in steps if t["within"]), key=lambda t: t["sparsity"], default=None)
         self.state["steps"] = [t["sparsity"] for t in steps]
@@ -171,6 +187,20 @@ class Search:
         self.write()
         return self.state
 
+    def _check_dense(self, report: dict[str, Any]) -> None:
+        """Raise RuntimeError where the dense model has learned nothing that could be lost."""
+        metric = _metric_of(report)
+        if is_above_floor(report, "dense", metric) is False:
+            score, floor = report["scores"]["dense"][metric], report["floor"][metric]["value"]
+            raise RuntimeError(
+                f"finetune: the dense model's {metric} is {score['value']:.3f} "
+                f"[{score['low']:.3f}, {score['high']:.3f}] on {report['data']['dev_rows']} dev "
+                f"rows, expected above the majority class's {floor:.3f} by more than its interval: "
+                f"it has nothing to lose, so no sparsity is tried; a search in a new folder with "
+                f"more dense epochs, another rate or more rows may learn something (the dense "
+                f"model's report is in {self.path / 'dense'})"
+            )
+
     def _bisect(self, progress: Progress, threads: int | None) -> list[dict[str, Any]]:
         """What was tried on the way, the bound kept at the lower end and exceeded at the upper."""
         resolution = self.state["resolution"]
@@ -179,7 +209,8 @@ class Search:
         while high - low > 1:
             middle = (low + high) // 2
             tried = self._try(round(middle * resolution, 10), progress, threads)
-            tried["within"] = tried["loss"] <= self.state["target_loss"]
+            learned = tried["above_floor"] is not False
+            tried["within"] = learned and tried["loss"] <= self.state["target_loss"]
             steps.append(tried)
             low, high = (middle, high) if tried["within"] else (low, middle)
         for tried in self.state["tries"]:
@@ -188,13 +219,15 @@ class Search:
         return steps
 
     def _try(self, sparsity: float, progress: Progress, threads: int | None) -> dict[str, Any]:
+        folder = self._folder(sparsity)
         for tried in self.state["tries"]:
             if tried["sparsity"] == sparsity:
+                if "above_floor" not in tried:  # noted by a version that did not look at the floor
+                    tried |= _standing(read_report(folder))
                 return dict(tried)
         progress.say(f"search: sparsity {sparsity:g}")
-        folder = self._folder(sparsity)
         report = _finetune(self._settings(sparsity), folder, threads, progress)
-        metric = glue_metrics(report["data"]["name"], report["data"]["metrics"])[0]
+        metric = _metric_of(report)
         difference = report["differences"]["retrained - dense"][metric]
         if difference["value"] is None:
             raise RuntimeError(
@@ -208,6 +241,7 @@ class Search:
             "loss": 100 * (0 - difference["value"]),
             "low": 100 * (0 - difference["high"]),
             "high": 100 * (0 - difference["low"]),
+            **_standing(report),
         }
         self.state["metric"], self.state["dev_rows"] = metric, report["data"]["dev_rows"]
         self.state["tries"].append(tried)
@@ -229,13 +263,25 @@ class Search:
 def describe(tried: dict[str, Any]) -> str:
     """A try in words.
 
-    >>> describe({"sparsity": 0.5, "loss": 1.25, "low": -0.5, "high": 3.0})
-    'sparsity 0.5 loses 1.25 points [-0.50, 3.00]'
+    >>> tried = {"sparsity": 0.5, "achieved": 0.575, "loss": 1.25, "low": -0.5, "high": 3.0}
+    >>> describe(tried | {"floor": 0.81, "above_floor": True})
+    'sparsity 0.5 (57.5 % of the weights gone) loses 1.25 points [-0.50, 3.00]'
     """
-    return (
-        f"sparsity {tried['sparsity']:g} loses {tried['loss']:.2f} points "
+    words = (
+        f"{_sparsity(tried)} loses {tried['loss']:.2f} points "
         f"[{tried['low']:.2f}, {tried['high']:.2f}]"
     )
+    if tried["above_floor"] is False:
+        words += f", not above the majority class's {tried['floor']:.3f}"
+    return words
+
+
+def _sparsity(tried: dict[str, Any]) -> str:
+    """Groups are what is asked for; where they are of unequal size, the weights gone differ."""
+    words = f"sparsity {tried['sparsity']:g}"
+    if abs(tried["achieved"] - tried["sparsity"]) > 0.005:
+        words += f" ({100 * tried['achieved']:.1f} % of the weights gone)"
+    return words
 
 
 def summary_lines(state: dict[str, Any]) -> list[str]:
@@ -248,11 +294,17 @@ def summary_lines(state: dict[str, Any]) -> list[str]:
     for sparsity in state["steps"]:
         tried = tries[sparsity]
         verdict = "within the bound" if tried["loss"] <= bound else "too much"
+        if tried["above_floor"] is False:
+            verdict = "nothing learned"
         lines.append(f"  {describe(tried)}: {verdict}")
     best = state["result"]
     if best is None:
-        return [*lines, f"no sparsity that was tried loses at most {bound:g} points"]
-    lines.append(f"highest sparsity that loses at most {bound:g} points: {best['sparsity']:g}")
+        words = f"no sparsity that was tried loses at most {bound:g} points"
+        if any(tries[s]["above_floor"] is False for s in state["steps"]):
+            words += " and is above the majority class's score"
+        return [*lines, words]
+    gone = _sparsity(best).removeprefix("sparsity ")
+    lines.append(f"highest sparsity that loses at most {bound:g} points: {gone}")
     unsure = [t for s in state["steps"] if (t := tries[s])["low"] < bound < t["high"]]
     if best["high"] > bound:
         lines.append(
@@ -265,6 +317,29 @@ def summary_lines(state: dict[str, Any]) -> list[str]:
             f"another seed may end at another sparsity"
         )
     return lines
+
+
+def _metric_of(report: dict[str, Any]) -> str:
+    return glue_metrics(report["data"]["name"], report["data"]["metrics"])[0]
+
+
+def _standing(report: dict[str, Any]) -> dict[str, Any]:
+    """What is really gone of a try's weights, and how it stands to the majority class."""
+    metric = _metric_of(report)
+    return {
+        "achieved": report["summary"]["packed"]["sparsity"],
+        "floor": report["floor"][metric]["value"],
+        "above_floor": is_above_floor(report, "retrained", metric),
+    }
+
+
+def _check_runs(settings: Settings) -> None:
+    """Raise what the dense stage or a try would raise before its first step."""
+    from spatile.finetune.training import prepare, stages_of
+
+    task = load_data(settings)
+    tried = settings.with_changes(sparsity=0.5, epochs_dense=0.0)
+    stages_of(dense_only(settings), len(prepare(tried, task).train_data))
 
 
 def _finetune(

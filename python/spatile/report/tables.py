@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Table", "number", "percent", "signed", "tables_of"]
+__all__ = ["Table", "is_above_floor", "number", "percent", "signed", "tables_of"]
 
 _STAGE_TITLES = {
     "pretrained": "pretrained (head untrained)",
@@ -58,13 +58,22 @@ def _scores(report: dict[str, Any]) -> Table:
 def _verdict(report: dict[str, Any]) -> str:
     """Whether the pruned model beats the floor by more than its interval, in words."""
     metric = report["data"]["metrics"][0]
-    found, floor = report["scores"]["retrained"][metric], report["floor"][metric]["value"]
-    if found["low"] is None or floor is None:
+    above, floor = is_above_floor(report, "retrained", metric), report["floor"][metric]["value"]
+    if above is None:
         return f"{metric} has no floor here to compare with"
-    words = "is above" if found["low"] > floor else "is NOT above"
+    words = "is above" if above else "is NOT above"
     return (
         f"the interval of the retrained model's {metric} {words} the majority class's {floor:.3f}"
     )
+
+
+def is_above_floor(report: dict[str, Any], stage: str, metric: str) -> bool | None:
+    """Whether a stage's score is above the majority class's by more than its interval.
+
+    None where there is no such score, or the stage's own is undefined.
+    """
+    low, floor = report["scores"][stage][metric]["low"], report["floor"][metric]["value"]
+    return None if low is None or floor is None else bool(low > floor)
 
 
 def _cost(report: dict[str, Any]) -> Table:

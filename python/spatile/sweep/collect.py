@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from spatile.finetune.data.columns import glue_metrics
 from spatile.finetune.data.task import Task
-from spatile.finetune.dense_start import glue_metrics
 from spatile.finetune.metrics import majority_floor
 from spatile.finetune.run_folder import RunFolder
 from spatile.report import read_report
+from spatile.sweep.code import code_version
 from spatile.sweep.folder import SweepFolder
 from spatile.sweep.rows import dev_order, encode, predictions
 from spatile.sweep.spec import Cell
@@ -37,6 +38,7 @@ def result_of(folder: SweepFolder, cell: Cell, task: Task, found: dict[str, Any]
             for name, value in found["metrics"].items()
         },
         "achieved": 0.0,
+        "code": code_version(),
         **{key: found[key] for key in ("multiply_adds", "seconds", "predictions")},
     }
     if folder.spec.trains(cell):
@@ -86,12 +88,15 @@ def collect(folder: SweepFolder, task: Task, name: str) -> dict[str, Any]:
             logits = RunFolder.open(folder.dense(seed)).logits("dense")
             dev[f"dense seed {seed}"] = predictions(task, logits)
     missing = []
+    code: dict[str, None] = {}
     for cell in spec.cells():
         result = folder.result(cell)
         if result is None:
             missing.append(cell.name)
             continue
         dev[cell.name] = result["predictions"]
+        if "code" in result:  # an earlier version did not note it
+            code[result["code"]] = None
         timing = folder.timing(cell)
         rows += [
             _row(name, cell, metric, result, timing, floors[metric], len(task.dev))
@@ -107,7 +112,7 @@ def collect(folder: SweepFolder, task: Task, name: str) -> dict[str, Any]:
         "model": spec.model,
         "command": spec.command(folder.path.resolve().name, dense=folder.state.get("dense_from")),
         "seconds": round(folder.state["seconds"], 1),
-        "machine": folder.state.get("machine", {}),
+        "machine": {**folder.state.get("machine", {}), **({"code": list(code)} if code else {})},
         "train_rows": len(task.train),
         "seeds": list(spec.seeds),
         "methods": dict(spec.methods),

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from spatile.finetune.dense_start import DENSE_FIELDS
 from spatile.sparsity import write_atomically
 from spatile.sweep.plots import plot_names, plots_of
 from spatile.sweep.rows import read_rows
+from spatile.sweep.spec import spell_settings
 from spatile.sweep.tables import duration, markdown, metric_name, tables_of
 
 __all__ = ["render_document", "write_document"]
@@ -53,7 +56,7 @@ def render_document(files: Sequence[Path], target: Path) -> str:
 def _section(document: Mapping[str, Any], file: Path, target: Path) -> str:
     metric, machine = metric_name(document["metrics"][0]), document["machine"]
     dev = len(document["dev"]["labels"])
-    link = _link(file, target)
+    link, dense = _link(file, target), _borrowed(document["command"])
     lines = [
         f"## {file.stem if file.stem != 'rows' else document['task']}",
         "",
@@ -65,8 +68,9 @@ def _section(document: Mapping[str, Any], file: Path, target: Path) -> str:
         document["command"],
         "```",
         "",
-        _where(document["seconds"], machine, borrowed=" --dense " in document["command"]),
+        _where(document["seconds"], machine, borrowed=dense is not None),
         "",
+        *(_dense_models(document, dense) if dense is not None else ()),
         *_methods(document["methods"]),
         *(f"{markdown(table)}" for table in tables_of(document)),
     ]
@@ -85,9 +89,47 @@ def _where(seconds: float, machine: Mapping[str, Any], *, borrowed: bool) -> str
         text += (
             f" on {machine['processor']}, {machine['cores']} cores, {machine['jobs']} runs at once "
             f"on {machine['threads']} thread{'s' if machine['threads'] > 1 else ''} each; spatile "
-            f"{machine['spatile']} tier {machine['tier']}, PyTorch {machine['torch']}"
+            f"{_code(machine)} tier {machine['tier']}, PyTorch {machine['torch']}"
         )
     return text + "."
+
+
+def _code(machine: Mapping[str, Any]) -> str:
+    """The version of spatile, and the commits where rows come from a checkout."""
+    version = str(machine["spatile"])
+    commits = [code for code in machine.get("code", ()) if code != version]
+    return f"{version} ({', '.join(commits)})" if commits else version
+
+
+def _borrowed(command: str) -> str | None:
+    """The sweep whose dense models a command takes."""
+    words = shlex.split(command)
+    return words[words.index("--dense") + 1] if "--dense" in words else None
+
+
+def _dense_models(document: Mapping[str, Any], name: str) -> list[str]:
+    """What makes the dense models of another sweep."""
+    serves = (
+        f"`--dense {name}`: the dense models of a sweep with the same `--model`, `--data` and "
+        f"settings of the dense stage, and these seeds at least."
+    )
+    if "settings" not in document:
+        return [serves, ""]
+    given = shlex.split(document["command"])
+    words = ["spatile", "sweep"]
+    for flag in ("--model", "--data", "--task"):
+        words += given[given.index(flag) :][:2] if flag in given else []
+    words += ["--sparsity", "0", "--methods", "as-is"]
+    words += ["--seeds", ",".join(map(str, document["seeds"]))]
+    words += spell_settings({k: v for k, v in document["settings"].items() if k in DENSE_FIELDS})
+    return [
+        f"{serves} This one trains them and nothing else:",
+        "",
+        "```sh",
+        shlex.join([*words, "--out", name]),
+        "```",
+        "",
+    ]
 
 
 def _methods(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:

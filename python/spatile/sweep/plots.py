@@ -52,10 +52,10 @@ def _against_sparsity(document: Mapping[str, Any], found: list[Summary]) -> str:
     step = min(0.5, 3.0 / len(groups))
     for i, (label, style, points) in enumerate(groups):
         # A little apart, so that intervals at the same sparsity don't cover each other.
-        x = [100 * s.sparsity + step * (i - (len(groups) - 1) / 2) for s in points]
+        x = [100 * s.achieved + step * (i - (len(groups) - 1) / 2) for s in points]
         _with_intervals(axes, x, points, label, style)
     _levels(axes, document, found)
-    axes.set_xlabel("% of the encoder's weights pruned")
+    axes.set_xlabel("% of the encoder's weights that are gone")
     return svg_of(figure)
 
 
@@ -89,7 +89,7 @@ def _with_intervals(
 
 def _annotate(axes: Any, s: Summary, x: float) -> None:
     kept = s.configuration.keep_tokens
-    shown = f"{100 * s.sparsity:g}" if s.sparsity > 0 and kept == 1 else f"{100 * kept:g}"
+    shown = f"{100 * s.achieved:.0f}" if s.sparsity > 0 and kept == 1 else f"{100 * kept:g}"
     where = {"xytext": (3, 3), "textcoords": "offset points", "fontsize": 7}
     axes.annotate(shown, (x, 100 * s.mean.value), **where)
 
@@ -110,7 +110,7 @@ def _against_time(document: Mapping[str, Any], found: list[Summary]) -> str:
         axes.axvline(middle, color="#777777", linewidth=0.8, linestyle="-.", label="dense, time")
     _levels(axes, document, found)
     kept = any(s.configuration.keep_tokens < 1 for s in timed)
-    numbers = "% of tokens kept" if kept else "% pruned"
+    numbers = "% of tokens kept" if kept else "% of the weights gone"
     axes.set_xlabel(f"milliseconds per example, one at a time (numbers: {numbers})")
     return svg_of(figure)
 
@@ -133,7 +133,7 @@ def _groups(found: list[Summary]) -> Iterator[tuple[str, dict[str, Any], list[Su
                 "linewidth": 1.2,
             }
             label = line if len(methods) == 1 else f"{line}, {method}"
-            yield label, style, sorted(points, key=lambda s: s.sparsity)
+            yield label, style, sorted(points, key=lambda s: (s.achieved, s.sparsity))
 
 
 def _line(s: Summary) -> str:

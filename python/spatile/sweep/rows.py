@@ -7,8 +7,13 @@ logits out, by spatile; null where not timed), and further ``torch_latency_ms``,
 ``…_min_ms``, ``keep_tokens`` and ``keep_heads`` (averages over the layers), ``multiply_adds`` and
 ``dense_multiply_adds`` (per dev row, run alone, as counted by the engine), ``pruned`` (the metric
 straight after pruning), ``floor`` (that of the majority class), ``achieved`` (the share of the
-encoder's weights that is gone), ``dev_rows``, ``threads`` (of the timing) and ``seconds`` (of
-training and evaluating). A configuration is timed once, with the first seed's model.
+encoder's weights that is gone; ``sparsity`` counts groups), ``dev_rows``, ``threads`` (of the
+timing) and ``seconds`` (of training and evaluating). A configuration is timed once, with the first
+seed's model.
+
+``machine`` says what the models were trained and timed on and by; its ``code`` lists the commits of
+spatile that the rows come from (versions, where it did not run from a checkout), and is missing in
+documents of earlier versions.
 
 ``dev`` holds what the intervals are made from: labels and predicted classes, each a string with
 one digit per dev row. Dev rows stand sorted by label and shuffled within it, so that the document

@@ -15,7 +15,7 @@ from spatile.finetune.weights import resolve_model
 from spatile.patterns import as_pattern
 from spatile.sweep.configuration import METHOD_NAME, Configuration
 
-__all__ = ["GRID_FIELDS", "Cell", "Spec"]
+__all__ = ["GRID_FIELDS", "Cell", "Spec", "spell_settings"]
 
 #: Settings that the grid and the sweep itself decide.
 GRID_FIELDS = frozenset(
@@ -199,9 +199,7 @@ class Spec:
         words += ["--methods", methods, "--seeds", ",".join(str(s) for s in self.seeds)]
         if self.latency_threads != 1:
             words += ["--latency-threads", str(self.latency_threads)]
-        for name, value in self.shared.items():
-            if (name, value) != ("data_seed", 0):
-                words += _spell_flag(name, value)
+        words += spell_settings(self.shared)
         words += [] if dense is None else ["--dense", dense]
         return shlex.join(["spatile", "sweep", *words, "--out", out])
 
@@ -286,6 +284,17 @@ def _spell_method(name: str, changes: Mapping[str, Any]) -> str:
     if METHODS.get(name) == changes:
         return name
     return f"{name}=" + ";".join(f"{key}:{_spell(value)}" for key, value in changes.items())
+
+
+def spell_settings(settings: Mapping[str, Any]) -> list[str]:
+    """The flags that mean a sweep's shared settings.
+
+    >>> spell_settings({"data_seed": 0, "bf16": True, "lr": 1e-4})
+    ['--bf16', '--lr', '0.0001']
+    """
+    # Every sweep has data_seed 0 that is not told another one.
+    given = [(k, v) for k, v in settings.items() if (k, v) != ("data_seed", 0)]
+    return [word for name, value in given for word in _spell_flag(name, value)]
 
 
 def _spell_flag(name: str, value: Any) -> list[str]:

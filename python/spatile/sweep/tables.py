@@ -9,21 +9,29 @@ from typing import Any
 from spatile.report.tables import Table
 from spatile.sweep.configuration import Configuration
 from spatile.sweep.summary import (
+    FASTER,
     Compared,
     Estimate,
     Summary,
     break_even,
     compare_methods,
+    may_break_even,
     summarize,
 )
 
 __all__ = ["duration", "markdown", "tables_of"]
 
 _ALL = (1.0, 1.0)
-_ABOVE = {True: "yes", False: "**no**", None: "no floor"}
+_HALF_A_POINT = 0.005
+_ABOVE = {True: "yes", False: "NO", None: "no floor"}
 _OPERATIONS = (
     "Operations: multiply-adds of the layers on the dev rows, one at a time, counted by the engine "
     "while it ran."
+)
+_GROUPS = (
+    "Sparsity is the share of the pattern's groups that was to go; in square brackets the share of "
+    "the encoder's weights that is gone, where it differs by more than half a point: groups of "
+    "unequal size compete."
 )
 _NAMES = {"f1": "F1", "matthews": "Matthews", "pearson": "Pearson", "spearman": "Spearman"}
 
@@ -60,9 +68,13 @@ def markdown(table: Table) -> str:
     lines = [f"### {table.title}", ""]
     lines.append("| " + " | ".join(table.heads) + " |")
     lines.append("|---" + "|---:" * (len(table.heads) - 1) + "|")
-    lines += ["| " + " | ".join(row) + " |" for row in table.rows]
+    lines += ["| " + " | ".join(_bold(cell) for cell in row) + " |" for row in table.rows]
     lines += ["", *(f"{note}  " for note in table.notes[:-1]), *table.notes[-1:]]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _bold(cell: str) -> str:
+    return f"**{cell.lower()}**" if cell == _ABOVE[False] else cell
 
 
 def duration(seconds: float) -> str:
@@ -87,15 +99,24 @@ def _grid(document: Mapping[str, Any], found: list[Summary]) -> Table:
         row = [pattern, method] if len(methods) > 1 else [pattern]
         for sparsity in sparsities:
             s = cells.get((pattern, method, sparsity))
-            row.append("" if s is None else _score_and_loss(s))
+            row.append("" if s is None else _score_and_loss(s) + _gone(s))
         rows.append(tuple(row))
     several = len(methods) > 1
     return Table(
         f"{metric} at sparsity" + ("" if several else f", method {methods[0]}"),
         (*(("pattern", "method") if several else ("pattern",)), *(_percent(s) for s in sparsities)),
         tuple(rows),
-        (_what_scores_mean(document, found[0].dense),),
+        (_what_scores_mean(document, found[0].dense), *_what_sparsity_means(found)),
     )
+
+
+def _gone(s: Summary) -> str:
+    """What is gone of the weights, where the sparsity that was asked for does not say it."""
+    return f" [{100 * s.achieved:.1f} %]" if abs(s.achieved - s.sparsity) > _HALF_A_POINT else ""
+
+
+def _what_sparsity_means(found: Sequence[Summary]) -> tuple[str, ...]:
+    return (_GROUPS,) if any(map(_gone, found)) else ()
 
 
 def _kept_grids(document: Mapping[str, Any], found: list[Summary]) -> list[Table]:
@@ -117,7 +138,8 @@ def _kept_grids(document: Mapping[str, Any], found: list[Summary]) -> list[Table
             )
             for heads in sorted({h for _, h in mine}, reverse=True)
         ]
-        weights = f", {_percent(sparsity)} of the weights pruned by {pattern}" if sparsity else ""
+        gone = _gone(next(iter(mine.values())))
+        weights = f", {_percent(sparsity)}{gone} pruned by {pattern}" if sparsity else ""
         tables.append(
             Table(
                 f"{metric} by tokens and heads kept, method {method}{weights}",
@@ -126,6 +148,7 @@ def _kept_grids(document: Mapping[str, Any], found: list[Summary]) -> list[Table
                 (
                     "Kept on average over the layers. "
                     + _what_scores_mean(document, found[0].dense),
+                    *_what_sparsity_means(list(mine.values())),
                 ),
             )
         )
@@ -157,7 +180,9 @@ def _all(document: Mapping[str, Any], found: list[Summary]) -> Table:
     metric = metric_name(document["metrics"][0])
     counted = any(s.operations is not None for s in found)
     columns: list[tuple[str, Callable[[Summary], str]]] = [
-        *_configuration_columns([s.configuration for s in found], lambda s: s.configuration),
+        *_configuration_columns(
+            [s.configuration for s in found], lambda s: s.configuration, gone=_gone
+        ),
         ("method", lambda s: s.method),
     ]
     if any(s.pruned is not None for s in found):
@@ -182,6 +207,7 @@ def _all(document: Mapping[str, Any], found: list[Summary]) -> Table:
     notes = (
         "Differences are paired with the dense model of the same seed; intervals by a bootstrap "
         "over dev rows and seeds.",
+        *_what_sparsity_means(found),
         *([_OPERATIONS] if counted else []),
         _timing_note(document, found),
     )
@@ -199,7 +225,8 @@ def _timing_note(document: Mapping[str, Any], found: list[Summary]) -> str:
     threads = timed[0]["threads"]
     dense = [s.dense_latency_ms for s in found if s.dense_latency_ms is not None]
     return (
-        f"Times: median milliseconds per example in batches of one, text in, logits out, float32, "
+        f"Times: median milliseconds per example of the first seed's model, in batches of one, "
+        f"text in, logits out, float32, "
         f"{threads} thread{'s' if threads > 1 else ''}, interleaved with the dense encoder run by "
         f"spatile ({min(dense):.2f} to {max(dense):.2f} ms) and by PyTorch; "
         f"ratios of medians or of minima, whichever is less."
@@ -217,14 +244,17 @@ def _compared(document: Mapping[str, Any], compared: list[Compared]) -> Table:
 
 
 def _configuration_columns(
-    found: Sequence[Configuration], of: Callable[[Any], Configuration]
+    found: Sequence[Configuration],
+    of: Callable[[Any], Configuration],
+    *,
+    gone: Callable[[Any], str] = lambda row: "",
 ) -> list[tuple[str, Callable[[Any], str]]]:
     """Columns for what is pruned, as far as anything is."""
     columns: list[tuple[str, Callable[[Any], str]]] = []
     if any(c.sparsity > 0 for c in found):
         columns += [
             ("pattern", lambda row: of(row).pattern if of(row).sparsity > 0 else ""),
-            ("pruned", lambda row: _percent(of(row).sparsity)),
+            ("pruned", lambda row: _percent(of(row).sparsity) + gone(row)),
         ]
     if any((c.keep_tokens, c.keep_heads) != _ALL for c in found):
         columns += [
@@ -245,22 +275,27 @@ def _table(
 
 
 def _even(even: Mapping[tuple[str, str], Summary | None], found: list[Summary]) -> Table:
-    rows = []
+    rows, shown = [], []
+    timed = sorted(filter(may_break_even, found), key=lambda s: s.achieved)
     for (pattern, method), s in even.items():
-        tried = sorted(t.sparsity for t in found if (t.pattern, t.method) == (pattern, method))
+        tried = [t for t in timed if (t.pattern, t.method) == (pattern, method)]
+        at = tried[-1] if s is None else s
+        sparsity = _percent(at.sparsity) + _gone(at)
+        shown.append(at)
         if s is None:
-            last = _percent(tried[-1])
-            rows.append((pattern, method, f"nowhere (up to {last})", "", ""))
+            rows.append((pattern, method, f"nowhere (up to {sparsity})", "", ""))
             continue
-        least = " (the lowest measured)" if s.sparsity == tried[0] else ""
-        change = _signed(-s.loss.value)
-        speed = _ratio(s.speedup)
-        rows.append((pattern, method, _percent(s.sparsity) + least, speed, change))
+        least = " (the lowest measured)" if s is tried[0] else ""
+        rows.append((pattern, method, sparsity + least, _ratio(s.speedup), _signed(-s.loss.value)))
     return Table(
         "Break-even",
         ("pattern", "method", "faster than dense from", "dense / this", "points − dense there"),
         tuple(rows),
-        ("The lowest measured sparsity at which the packed model is faster than spatile's dense.",),
+        (
+            f"The lowest measured sparsity from which on the packed model does fewer operations "
+            f"than spatile's dense and is at least {FASTER:g} times as fast.",
+            *_what_sparsity_means(shown),
+        ),
     )
 
 

@@ -107,13 +107,14 @@ def attention_loss(
     over heads and the valid queries of ``attention_mask`` (batch, sequence); the mean over layers.
     It makes matrices of sequence². No gradient flows into the teacher.
 
-    Raises ValueError for numbers of layers, heads or tokens that differ: a teacher with other heads
-    has no probabilities to compare with.
+    Raises ValueError for numbers of layers, heads or tokens that differ (a teacher with other heads
+    has no probabilities to compare with), a ``head_dim`` that does not divide the width, and a mask
+    of another shape.
     """
     _check_layers("attention_loss", student, teacher)
     losses = []
     for mine, target in zip(student, teacher, strict=True):
-        _check_shape("attention_loss", "teacher's queries", target[0], mine[0])
+        _check_attention(mine, target, head_dim, attention_mask)
         q, k = target
         wanted = _log_probabilities(q.detach(), k.detach(), head_dim, attention_mask)
         found = _log_probabilities(*mine, head_dim, attention_mask)
@@ -196,6 +197,31 @@ def _log_probabilities(
         valid = mask.to(scores.device).bool()
         scores = scores.masked_fill(~valid[:, None, None, :], -torch.inf)
     return scores.log_softmax(dim=-1)
+
+
+def _check_attention(
+    student: tuple[torch.Tensor, torch.Tensor],
+    teacher: tuple[torch.Tensor, torch.Tensor],
+    head_dim: int,
+    mask: torch.Tensor | None,
+) -> None:
+    op, queries = "attention_loss", student[0]
+    if queries.ndim != 3:
+        raise ValueError(
+            f"{op}: student's queries.shape is {tuple(queries.shape)}, expected (batch, sequence, "
+            f"heads · head_dim)"
+        )
+    _check_shape(op, "student's keys", student[1], queries)
+    for name, found in zip(("teacher's queries", "teacher's keys"), teacher, strict=True):
+        _check_shape(op, name, found, queries)
+    width = queries.shape[-1]
+    if head_dim < 1 or width % head_dim:
+        raise ValueError(f"{op}: head_dim is {head_dim}, expected a divisor of the width {width}")
+    if mask is not None and mask.shape != queries.shape[:2]:
+        raise ValueError(
+            f"{op}: attention_mask.shape is {tuple(mask.shape)}, expected "
+            f"{tuple(queries.shape[:2])}"
+        )
 
 
 def _check_layers(op: str, student: Sequence[Any], teacher: Sequence[Any]) -> None:

@@ -17,6 +17,7 @@ __all__ = [
     "default_metrics",
     "encode",
     "find_columns",
+    "glue_metrics",
     "label_kind",
     "positive_class",
     "require_columns",
@@ -36,6 +37,9 @@ _PAIRS = (
 _SINGLES = ("sentence", "text", "question", "review")
 _SCORES = ("score", "similarity_score")
 _LABELS = ("label", "labels", "gold_label", "is_duplicate", "Quality", "class", *_SCORES)
+
+# GLUE scores these by F1 first; by their rows alone they are tasks of two classes like others.
+_F1_FIRST = ("mrpc", "qqp")
 
 # Where alphabetical order is not the one GLUE numbers its classes in.
 _KNOWN_ORDERS = (("entailment", "neutral", "contradiction"),)
@@ -164,7 +168,19 @@ def default_metrics(name: str, kind: Kind, classes: int) -> tuple[str, ...]:
         return ("pearson", "spearman")
     if name.casefold() == "cola":
         return ("matthews", "accuracy")
-    return ("accuracy", "f1") if classes == 2 else ("accuracy",)
+    if classes != 2:
+        return ("accuracy",)
+    return glue_metrics(name, ("accuracy", "f1"))
+
+
+def glue_metrics(task: str, metrics: Sequence[str]) -> tuple[str, ...]:
+    """``metrics`` with the one first by which GLUE ranks the task of that name.
+
+    >>> glue_metrics("mrpc", ("accuracy", "f1"))
+    ('f1', 'accuracy')
+    """
+    first = "f1" if task.casefold() in _F1_FIRST and "f1" in metrics else metrics[0]
+    return (first, *(m for m in metrics if m != first))
 
 
 def encode(

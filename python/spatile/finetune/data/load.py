@@ -99,7 +99,8 @@ def load_task(
             splits[split] = _subset(splits[split], count, f"{split}_rows", seed)
 
     name = default_name if name is None else name
-    glue_name = "cola" if tables["train"].layout == "cola" else name
+    glue_name = "mrpc" if dev_ids is not None else name  # which has such a list alone
+    glue_name = "cola" if tables["train"].layout == "cola" else glue_name
     return Task(
         name=name,
         kind=kind,
