@@ -37,7 +37,7 @@ SHAPES = {f"{b} x {s} tokens": (s,) * b for b in (1, 8) for s in (128, 384)}
 AVERAGES = (0.5, 0.33)
 
 REALISED = 0.9
-SCHEDULE_TURNS = 7
+SCHEDULE_TURNS = 9
 KEEP_ALL_LIMIT = 0.02
 SUMS_LIMIT = 0.10
 SUMS_TURNS = 25
