@@ -26,7 +26,8 @@ static __device__ __forceinline__ uint32_t kept_bits(const mask_job &job, const 
   const spt_patch &p = job.patch;
   int64_t band = at.band;
   if (job.mask_rows > 1) {
-    int piece_row = (int)(at.first_row - at.band * p.group_rows); /* a wide band is cut into pieces */
+    int piece_row =
+        (int)(at.first_row - at.band * p.group_rows); /* a wide band is cut into pieces */
     band = band * job.mask_rows + (piece_row + c.row) / job.group_rows;
   }
   const uint8_t *mask = job.mask + band * job.mask_row + at.first_group * job.mask_col;
