@@ -104,7 +104,7 @@ typedef struct spt_device_properties {
   int64_t memory, free;    /* bytes */
   int32_t driver, runtime; /* 1000 * major + 10 * minor */
   int32_t multiprocessors;
-  char cublas[512]; /* the file of the library that multiplies dense matrices, or why there is none */
+  char cublas[512]; /* the file of what multiplies dense matrices, or why there is none */
 } spt_device_properties;
 SPT_WARN_UNUSED spt_status spt_device_properties_of(spt_device *, spt_device_properties *,
                                                     spt_error *);
