@@ -8,7 +8,7 @@
  * a line of x and one of weights a step, out of L2 where a strip is long. Tried on Zen 3 (peak 103
  * GFLOP/s), dense, 80 % of tiles pruned, both 768 wide: 4 rows 90, 82; 4 rows by 24 tokens, so that panels
  * are cut, 94, 79, for a step has three lines; these 97, 87. A last panel that is at most half full is
- * one register wide: 8 rows of it keep the FMA units as busy as 8 chains can. */
+ * one register wide, in 8 rows: bound by the loads of weights, it takes two thirds of the time. */
 #include "math.h"
 
 #if VEC_WIDTH == 16

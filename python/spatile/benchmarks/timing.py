@@ -57,7 +57,7 @@ def ratio_of(ours: Timing, peer: Timing) -> float:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A median over rounds and the interval around it that holds it in 95 of 100 runs."""
+    """A median over rounds and its 95 % interval; of fewer than six rounds, all that was found."""
 
     value: float
     low: float

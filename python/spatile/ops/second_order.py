@@ -71,9 +71,8 @@ def _weighted(
     if matrix.dtype.itemsize > 4 or matrix.dtype.kind in "iub":
         return matrix, most  # which the core refuses by name
     weighted = matrix.astype(np.float32)
-    with np.errstate(
-        invalid="ignore"
-    ):  # zero times infinity is NaN, which the core refuses by name
+    # Zero times infinity is NaN, which the core refuses by name.
+    with np.errstate(invalid="ignore"):
         weighted *= root[:, None].astype(np.float32)
     return weighted, most
 
