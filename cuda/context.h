@@ -13,7 +13,8 @@ typedef struct spt_cuda_device {
   int capability;       /* 10 * major + minor */
   int shared_per_block; /* bytes that a block may ask for */
   int l2_bytes;
-  int64_t memory; /* bytes in all */
+  int shares_page_tables; /* with the host (Grace Hopper): pageable memory may be read in place */
+  int64_t memory;         /* bytes in all */
 } spt_cuda_device;
 
 typedef struct spt_cuda_queue {

@@ -227,8 +227,9 @@ spt_scratch::~spt_scratch() {
   }
 }
 
-/* The runtime stages pageable memory before it returns; pinned memory is read when the stream gets there,
- * and must be waited for. */
+/* The runtime stages pageable memory before it returns. What the device can read itself (pinned memory, and
+ * all memory where it shares the host's page tables) it reads when the stream gets there, and that must
+ * be waited for. */
 spt_status spt_cuda_to_device(spt_cuda_queue *queue, const char *op, void *device, const void *host,
                               size_t bytes, spt_error *err) {
   if (bytes == 0) {
@@ -239,7 +240,7 @@ spt_status spt_cuda_to_device(spt_cuda_queue *queue, const char *op, void *devic
   cudaPointerAttributes where;
   if (cudaPointerGetAttributes(&where, host) != cudaSuccess) {
     (void)cudaGetLastError();
-  } else if (where.type == cudaMemoryTypeUnregistered) {
+  } else if (where.type == cudaMemoryTypeUnregistered && !queue->device->shares_page_tables) {
     return SPT_OK;
   }
   SPT_CUDA_TRY(op, "copying to the device", cudaStreamSynchronize(queue->stream));
@@ -270,6 +271,7 @@ static spt_status read_attributes(int ordinal, spt_cuda_device *d, spt_error *er
       {&minor, cudaDevAttrComputeCapabilityMinor},
       {&d->shared_per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin},
       {&d->l2_bytes, cudaDevAttrL2CacheSize},
+      {&d->shares_page_tables, cudaDevAttrPageableMemoryAccessUsesHostPageTables},
   };
   for (size_t i = 0; i < sizeof wanted / sizeof *wanted; i++) {
     SPT_CUDA_TRY("cuda", "reading the device's attributes",

@@ -255,6 +255,9 @@ cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attribute, in
     case cudaDevAttrGlobalMemoryBusWidth:
       *value = 64;
       break;
+    case cudaDevAttrPageableMemoryAccessUsesHostPageTables:
+      *value = 0;
+      break;
     case cudaDevAttrConcurrentKernels:
     case cudaDevAttrMemoryPoolsSupported:
       *value = 1;
