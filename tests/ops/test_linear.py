@@ -162,6 +162,35 @@ def test_products_are_float32_unless_told() -> None:
     assert not np.array_equal(full, sp.linear(a["x"], a["w"], compute="bfloat16"))
 
 
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("pattern", ["tile", "row", "column", None])
+def test_a_token_is_the_same_among_any_others(pattern: str | None, full: bool) -> None:
+    """Kernels differ by how many tokens the last sixteen hold; the bits may not."""
+    x, w = normal((40, 97), seed=1), normal((75, 97), seed=2)
+    bias, residual = normal((75,), seed=3), normal((40, 75), seed=4)
+    mask = None if pattern is None else sp.prune_mask(w, pattern=pattern, sparsity=0.5)
+    packed = sp.pack(w, mask, pattern=pattern or "tile")
+
+    def run(rows: slice) -> np.ndarray:
+        if not full:
+            return sp.linear(x[rows], packed)
+        return sp.linear(
+            x[rows], packed, bias=bias, residual=residual[rows], activation="gelu"
+        )
+
+    among_all = run(slice(None))
+    exact = reference.linear(
+        f64(x),
+        f64(packed.to_dense()),
+        activation="gelu" if full else None,
+        **({"bias": f64(bias), "residual": f64(residual)} if full else {}),
+    )
+    assert_allclose(among_all, exact, rtol=1e-5, atol=2e-5)
+    for n in range(1, 34):
+        assert_array_equal(run(slice(0, n)), among_all[:n])
+        assert_array_equal(run(slice(40 - n, 40)), among_all[40 - n :])
+
+
 def test_nan_and_infinity_stay_in_their_rows() -> None:
     a = operands((17, 33, 15), "float32")
     x = a["x"].copy()
