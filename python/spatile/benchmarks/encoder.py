@@ -20,6 +20,8 @@ __all__ = ["measure"]
 SPARSITY = 0.8
 MODELS = ("BERT-base", "MiniLM-L6")
 BATCHES = {
+    # One text of CoLA and one of SST-2, on average.
+    **{f"1 x {s} tokens": (s,) for s in (12, 25)},
     **{f"{b} x {s} tokens": (s,) * b for b in (1, 8) for s in (32, 128, 384)},
     "8 MRPC pairs": MRPC_LENGTHS[:8],
 }
