@@ -174,9 +174,7 @@ def test_a_token_is_the_same_among_any_others(pattern: str | None, full: bool) -
     def run(rows: slice) -> np.ndarray:
         if not full:
             return sp.linear(x[rows], packed)
-        return sp.linear(
-            x[rows], packed, bias=bias, residual=residual[rows], activation="gelu"
-        )
+        return sp.linear(x[rows], packed, bias=bias, residual=residual[rows], activation="gelu")
 
     among_all = run(slice(None))
     exact = reference.linear(

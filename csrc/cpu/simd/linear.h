@@ -90,11 +90,11 @@ static inline
 
 #include "linear_few.h"
 
-static inline __attribute__((always_inline)) void strip_product(const strip_operands *o,
-                                                                int64_t strip, int first_row,
-                                                                int64_t panel, prefetch next,
-                                                                const bool bf16, const int rows,
-                                                                const int vecs) {
+static inline
+    __attribute__((always_inline)) void strip_product(const strip_operands *o, int64_t strip,
+                                                      int first_row, int64_t panel, prefetch next,
+                                                      const bool bf16, const int rows,
+                                                      const int vecs) {
   const spt_strips *w = o->w;
   vec sum[LINEAR_ROWS_MOST][LINEAR_PANELS * VECS];
 #pragma GCC unroll 16
