@@ -90,17 +90,18 @@ struct tensor_tile {
     }
   }
 
-  __device__ __forceinline__ void finish(const spt_linear_output &o, int64_t row, int64_t col) {
+  __device__ __forceinline__ void finish(const spt_linear_output &out, int64_t row, int64_t col) {
     int lane = (int)(threadIdx.x % SPT_WARP);
     int64_t first = row + first_row() + lane / 4, column = col + first_col() + lane % 4 * 2;
     float2 bias[TN];
 #pragma unroll
     for (int j = 0; j < TN; j++) {
-      bias[j] = make_float2(spt_bias_at(o, column + j * 8), spt_bias_at(o, column + j * 8 + 1));
+      bias[j] = make_float2(spt_bias_at(out, column + j * 8), spt_bias_at(out, column + j * 8 + 1));
     }
     /* 16 rows at a time, and then the others move up: less code. */
 #pragma unroll 1
     for (int64_t at = first; at < first + 16 * TM; at += 16) {
+      const spt_linear_output o = spt_hidden(out);
 #pragma unroll
       for (int j = 0; j < TN; j++) {
 #pragma unroll
@@ -172,10 +173,11 @@ struct float_tile {
     }
   }
 
-  __device__ __forceinline__ void finish(const spt_linear_output &o, int64_t row, int64_t col) {
+  __device__ __forceinline__ void finish(const spt_linear_output &out, int64_t row, int64_t col) {
     int64_t first = row + threadIdx.x / 16, column = col + threadIdx.x % 16;
 #pragma unroll 1
     for (int64_t at = first; at < first + M; at += 16) {
+      const spt_linear_output o = spt_hidden(out);
 #pragma unroll
       for (int j = 0; j < S; j++) {
         float bias = spt_bias_at(o, column + j * 16);

@@ -52,6 +52,17 @@ static inline spt_linear_output spt_linear_output_of(const spt_matrix *y, const 
   return o;
 }
 
+/* The same, as if it were another each time: a loop over rows is else written out for every combination of
+ * types, activation, bias and residual, hundreds of times, which takes the compiler minutes. */
+static __device__ __forceinline__ spt_linear_output spt_hidden(spt_linear_output o) {
+#ifdef __CUDA_ARCH__
+  asm volatile(""
+               : "+r"(o.y_dtype), "+r"(o.bias_dtype), "+r"(o.residual_dtype), "+r"(o.activation),
+                 "+l"(o.bias), "+l"(o.residual));
+#endif
+  return o;
+}
+
 static __device__ __forceinline__ float spt_bias_at(const spt_linear_output &o, int64_t col) {
   return o.bias == NULL || col < 0 || col >= o.cols
              ? 0.0f

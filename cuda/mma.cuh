@@ -246,21 +246,10 @@ static __device__ __forceinline__ void spt_mma_of(spt_half *, float (&acc)[4],
   spt_mma_step(acc, a[0], a[1], b0);
   spt_mma_step(acc, a[2], a[3], b1);
 }
-/* A call, its operands in registers: inlined, the 32 copies in a tile of linear_dense.cu kept the compiler
- * busy for more than 9 minutes. */
-static __device__ __noinline__ float4 spt_mma_bfloat(float4 sum, uint4 a, uint32_t b0,
-                                                     uint32_t b1) {
-  float acc[4] = {sum.x, sum.y, sum.z, sum.w};
-  const uint32_t left[4] = {a.x, a.y, a.z, a.w};
-  spt_mma_by_shuffles<2>(acc, left, b0, b1, spt_bfloat_of_two());
-  return make_float4(acc[0], acc[1], acc[2], acc[3]);
-}
 static __device__ __forceinline__ void spt_mma_of(spt_bfloat *, float (&acc)[4],
                                                   const uint32_t (&a)[4], uint32_t b0,
                                                   uint32_t b1) {
-  float4 sum = spt_mma_bfloat(make_float4(acc[0], acc[1], acc[2], acc[3]),
-                              make_uint4(a[0], a[1], a[2], a[3]), b0, b1);
-  acc[0] = sum.x, acc[1] = sum.y, acc[2] = sum.z, acc[3] = sum.w;
+  spt_mma_by_shuffles<2>(acc, a, b0, b1, spt_bfloat_of_two());
 }
 static __device__ __forceinline__ void spt_mma_16x8x8_tf32(float (&acc)[4], const uint32_t (&a)[4],
                                                            uint32_t b0, uint32_t b1) {

@@ -164,8 +164,11 @@ def test_products_are_float32_unless_told() -> None:
 
 @pytest.mark.parametrize("full", [False, True])
 @pytest.mark.parametrize("pattern", ["tile", "row", "column", None])
-def test_a_token_is_the_same_among_any_others(pattern: str | None, full: bool) -> None:
-    """Kernels differ by how many tokens the last sixteen hold; the bits may not."""
+def test_a_token_is_the_same_among_any_others(
+    pattern: str | None, full: bool, cpu_tier: str
+) -> None:
+    """Kernels differ by how many tokens the last sixteen hold; on the CPU the bits may not."""
+    rtol, atol = (1e-5, 1e-5) if cpu_tier.startswith("cuda") else (0.0, 0.0)
     x, w = normal((40, 97), seed=1), normal((75, 97), seed=2)
     bias, residual = normal((75,), seed=3), normal((40, 75), seed=4)
     mask = None if pattern is None else sp.prune_mask(w, pattern=pattern, sparsity=0.5)
@@ -185,8 +188,8 @@ def test_a_token_is_the_same_among_any_others(pattern: str | None, full: bool) -
     )
     assert_allclose(among_all, exact, rtol=1e-5, atol=2e-5)
     for n in range(1, 34):
-        assert_array_equal(run(slice(0, n)), among_all[:n])
-        assert_array_equal(run(slice(40 - n, 40)), among_all[40 - n :])
+        assert_allclose(run(slice(0, n)), among_all[:n], rtol, atol)
+        assert_allclose(run(slice(40 - n, 40)), among_all[40 - n :], rtol, atol)
 
 
 def test_nan_and_infinity_stay_in_their_rows() -> None:

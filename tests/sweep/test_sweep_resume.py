@@ -24,10 +24,12 @@ def test_a_finished_sweep_is_not_done_again(
         raise AssertionError("a process was started")
 
     monkeypatch.setattr("spatile.sweep.pool.subprocess.Popen", refuse)
-    before = outcome(copied.folder)
-    assert main(["sweep", "--resume", "--out", str(copied.folder), "--json"]) == 0
+    before, machine = outcome(copied.folder), read_rows(copied.folder)["machine"]
+    assert (machine["jobs"], machine["threads"]) == (2, 1)
+    assert main(["sweep", "--resume", "--jobs=1", "--out", str(copied.folder), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["rows"] == read_rows(copied.folder)["rows"]
     assert outcome(copied.folder) == before
+    assert read_rows(copied.folder)["machine"] == machine
 
 
 def test_a_grid_may_grow_and_only_what_is_new_is_trained(copied: Swept) -> None:

@@ -165,8 +165,9 @@ class _Sweep:
     def train(self, jobs: int, threads: int, lock: int) -> dict[str, str]:
         """Train what is not finished; returns what failed."""
         folder = self._folder
-        for seed in filter(folder.has_dense, folder.spec.seeds):
-            self._dense_done(seed, jobs, threads)
+        there = [seed for seed in folder.spec.seeds if folder.has_dense(seed)]
+        for seed in there:
+            self._tidy_dense(seed)
         wanted = [
             self._dense_job(seed, jobs, threads)
             for seed in folder.spec.seeds
@@ -177,6 +178,9 @@ class _Sweep:
                 wanted.append(self._cell_job(cell, threads))
             elif not self._keep:
                 folder.tidy(cell)
+        # Rows that are all there were made with what was noted then.
+        if there and (wanted or not folder.state.get("machine")):
+            self._note_machine(there[-1], jobs, threads)
         self.write()
         cells = len(folder.spec.cells())
         self._progress.say(
@@ -222,16 +226,19 @@ class _Sweep:
         self._steps[name] = self._step_count(settings)
 
         def finished(result: Any) -> None:
-            self._dense_done(seed, jobs, threads)
+            self._note_machine(seed, jobs, threads)
+            self._tidy_dense(seed)
             scores = read_report(self._folder.dense(seed))["scores"]["retrained"]
             self._ended(name, {metric: score["value"] for metric, score in scores.items()})
             self.write()
 
         return Job(name, _message(settings, self._folder.dense(seed), threads), finished)
 
-    def _dense_done(self, seed: int, jobs: int, threads: int) -> None:
+    def _note_machine(self, seed: int, jobs: int, threads: int) -> None:
         report = read_report(self._folder.dense(seed))
         self._folder.state["machine"] = machine_of(report, jobs=jobs, threads=threads)
+
+    def _tidy_dense(self, seed: int) -> None:
         if not self._keep:
             self._folder.tidy_dense(seed)
 
