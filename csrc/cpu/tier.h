@@ -2,8 +2,8 @@
  *
  * Activations inside the backend are feature-major panels: a panel holds 16 tokens, feature f of
  * token lane l at panel[f * 16 + l]. So the tokens fill the SIMD lanes, weights are broadcast
- * scalars, and LayerNorm, softmax and GELU are vertical. Lanes past the last token hold zeros on the
- * way in and anything finite on the way out.
+ * scalars, and LayerNorm, softmax and GELU are vertical. Lanes past the last token hold zeros where a
+ * panel is packed, and anything, unwritten too, where it is computed.
  *
  * The drivers (linear.c, attention.c, ...) cut work into tasks, own the scratch memory and call
  * these; a tier never allocates, locks or fails. */
