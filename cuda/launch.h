@@ -4,7 +4,8 @@
  * tests/cuda_on_cpu/cuda_runtime.h, which runs the kernels thread by thread. Therefore
  *  - kernels are launched by SPT_LAUNCH alone,
  *  - shared memory is SPT_SHARED alone (dynamic: poisoned before each block and guarded at its end),
- *  - PTX stands only in the wrappers of mma.cuh, async_copy.cuh and exp2.cuh, beside a host twin,
+ *  - PTX stands only in the wrappers of mma.cuh, async_copy.cuh, exp2.cuh and opaque.cuh, beside a
+ *    host twin,
  *  - no library for device code (cub, cooperative groups, cuda_fp16.h) but storage.cuh's conversions. */
 #ifndef SPATILE_CUDA_LAUNCH_H
 #define SPATILE_CUDA_LAUNCH_H

@@ -101,7 +101,7 @@ struct tensor_tile {
     /* 16 rows at a time, and then the others move up: less code. */
 #pragma unroll 1
     for (int64_t at = first; at < first + 16 * TM; at += 16) {
-      const spt_linear_output o = spt_hidden(out);
+      const spt_linear_output o = spt_opaque_output(out);
 #pragma unroll
       for (int j = 0; j < TN; j++) {
 #pragma unroll
@@ -177,7 +177,7 @@ struct float_tile {
     int64_t first = row + threadIdx.x / 16, column = col + threadIdx.x % 16;
 #pragma unroll 1
     for (int64_t at = first; at < first + M; at += 16) {
-      const spt_linear_output o = spt_hidden(out);
+      const spt_linear_output o = spt_opaque_output(out);
 #pragma unroll
       for (int j = 0; j < S; j++) {
         float bias = spt_bias_at(o, column + j * 16);

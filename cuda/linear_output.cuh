@@ -4,6 +4,7 @@
 #define SPATILE_CUDA_LINEAR_OUTPUT_CUH
 
 #include "activation.cuh"
+#include "opaque.cuh"
 #include "pack.cuh"
 #include "warp.cuh"
 
@@ -52,14 +53,14 @@ static inline spt_linear_output spt_linear_output_of(const spt_matrix *y, const 
   return o;
 }
 
-/* The same, as if it were another each time: a loop over rows is else written out for every combination of
- * types, activation, bias and residual, hundreds of times, which takes the compiler minutes. */
-static __device__ __forceinline__ spt_linear_output spt_hidden(spt_linear_output o) {
-#ifdef __CUDA_ARCH__
-  asm volatile(""
-               : "+r"(o.y_dtype), "+r"(o.bias_dtype), "+r"(o.residual_dtype), "+r"(o.activation),
-                 "+l"(o.bias), "+l"(o.residual));
-#endif
+/* For the body of a rolled loop (opaque.cuh). */
+static __device__ __forceinline__ spt_linear_output spt_opaque_output(spt_linear_output o) {
+  o.y_dtype = spt_opaque(o.y_dtype);
+  o.bias_dtype = spt_opaque(o.bias_dtype);
+  o.residual_dtype = spt_opaque(o.residual_dtype);
+  o.activation = spt_opaque(o.activation);
+  o.bias = spt_opaque(o.bias);
+  o.residual = spt_opaque(o.residual);
   return o;
 }
 
