@@ -82,9 +82,8 @@ static void few_at_once(const strip_operands *o, int64_t strip, const word *x, p
   }
 }
 
-static inline int few_passes(int tokens) { return (tokens + FEW_AT_ONCE - 1) / FEW_AT_ONCE; }
-
-/* sums (16 tokens, 16) to y; product has room for as many. */
+/* sums (16 tokens, 16) to y; product has room for as many. By finish_rows alone: 5 to 8 % slower dense, 8 to
+ * 18 % with 80 % of tiles pruned. */
 static void finish_few(const strip_operands *o, int64_t strip, int64_t panel, int tokens,
                        const float *sums, float *product) {
   const spt_panel_product *p = o->p;
@@ -114,7 +113,7 @@ static const char *multiply_few(const strip_operands *o, int64_t strip, int64_t 
   float sums[SPT_LANES * SPT_STRIP] __attribute__((aligned(64)));
   float product[SPT_STRIP * SPT_LANES] __attribute__((aligned(64)));
   const word *x = o->x + panel * o->x_stride;
-  int passes = few_passes(tokens), first = 0;
+  int passes = (tokens + FEW_AT_ONCE - 1) / FEW_AT_ONCE, first = 0;
   for (int i = 0; i < passes; i++, next.at += segment) {
     int here = (tokens - first + passes - i - 1) / (passes - i);
     few_at_once(o, strip, x + first, next, sums + first * SPT_STRIP, here);
