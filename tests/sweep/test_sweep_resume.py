@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from spatile.cli import main
+from spatile.finetune.environment import environment
 from spatile.sweep import read_rows
 from spatile.sweep.folder import SweepFolder
 
@@ -98,20 +99,27 @@ def test_a_sweep_that_did_not_note_where_it_was_started_goes_on_from_there(
 
 
 def test_dense_models_of_another_sweep_serve_here_too(
-    swept: Swept, base: list[str], tmp_path: Path, capsys: Capture
+    copied: Swept, base: list[str], tmp_path: Path, capsys: Capture
 ) -> None:
+    for seed in (0, 1):
+        file = copied.folder / f"dense/seed-{seed}/report.json"
+        report: dict[str, Any] = json.loads(file.read_text("utf-8"))
+        report["environment"]["processor"] = "another machine's"
+        file.write_text(json.dumps(report), "utf-8")
     grid = ["--sparsity=0.5", "--methods=none", "--threads=1", "--timing-rounds=0", "--quiet"]
-    how = ["--dense", str(swept.folder), "--out", str(tmp_path / "other")]
+    how = ["--dense", str(copied.folder), "--out", str(tmp_path / "other")]
     assert main([*base, *grid, "--lr=1e-3", *how]) == 1
     assert "lr is 0.001, expected 0.003 as in the dense models of" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
     assert main([*base, *grid, *how]) == 0
     weights = [
         f / "dense/seed-0/stages/dense/model.safetensors"
-        for f in (swept.folder, tmp_path / "other")
+        for f in (copied.folder, tmp_path / "other")
     ]
     assert weights[0].read_bytes() == weights[1].read_bytes()
     row = outcome(tmp_path / "other")[0]
-    assert row in outcome(swept.folder)
+    assert row in outcome(copied.folder)
     text = (tmp_path / "other" / "results.md").read_text("utf-8")
     assert "without the dense models, which are another sweep's" in text
+    machine = read_rows(tmp_path / "other")["machine"]
+    assert (machine["processor"], machine["jobs"]) == (environment()["processor"], 1)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import spatile
 from spatile.finetune.data.task import Task
+from spatile.finetune.environment import environment
 from spatile.finetune.metrics import Score, majority_floor, paired_difference
 from spatile.finetune.run_folder import RunFolder
 from spatile.finetune.tasks import predictions_of
@@ -67,7 +65,7 @@ def build_report(
         "multiply_adds": _multiply_adds(task, dense, packed),
         "timing": timing,
         "agreement": agreement,
-        "environment": _environment(),
+        "environment": environment(),
     }
 
 
@@ -143,28 +141,3 @@ def _schedules(run: RunFolder) -> dict[str, Any] | None:
     if not settings.cascades:
         return None
     return {k: None if s is None else s.to_dict() for k, s in settings.schedules.items()}
-
-
-def _environment() -> dict[str, Any]:
-    versions = {
-        name: importlib.metadata.version(name)
-        for name in ("torch", "transformers", "tokenizers", "numpy")
-    }
-    cpu = spatile.info()["cpu"]
-    return {
-        "spatile": spatile.__version__,
-        "python": platform.python_version(),
-        **versions,
-        "processor": _processor(),
-        "tier": cpu["tier"],
-    }
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

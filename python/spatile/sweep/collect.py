@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
@@ -121,16 +120,6 @@ def collect(folder: SweepFolder, task: Task, name: str) -> dict[str, Any]:
         "missing": missing,
         "rows": rows,
         "dev": dev,
-    }
-
-
-def machine_of(report: dict[str, Any], *, jobs: int, threads: int) -> dict[str, Any]:
-    """What the sweep runs on and with."""
-    return {
-        **report["environment"],
-        "cores": os.cpu_count(),
-        "jobs": jobs,
-        "threads": threads,
     }
 
 

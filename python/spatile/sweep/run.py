@@ -18,7 +18,7 @@ from spatile.finetune.run_folder import RunFolder
 from spatile.finetune.settings import Settings
 from spatile.finetune.tasks import load_data
 from spatile.report import read_report
-from spatile.sweep.collect import collect, machine_of, result_of
+from spatile.sweep.collect import collect, result_of
 from spatile.sweep.document import write_document
 from spatile.sweep.folder import SweepFolder, check_new
 from spatile.sweep.pool import Job, Pool
@@ -165,22 +165,18 @@ class _Sweep:
     def train(self, jobs: int, threads: int, lock: int) -> dict[str, str]:
         """Train what is not finished; returns what failed."""
         folder = self._folder
-        there = [seed for seed in folder.spec.seeds if folder.has_dense(seed)]
-        for seed in there:
-            self._tidy_dense(seed)
-        wanted = [
-            self._dense_job(seed, jobs, threads)
-            for seed in folder.spec.seeds
-            if not folder.has_dense(seed)
-        ]
+        how = {"cores": os.cpu_count(), "jobs": jobs, "threads": threads}
+        wanted = []
+        for seed in folder.spec.seeds:
+            if folder.has_dense(seed):
+                self._tidy_dense(seed)
+            else:
+                wanted.append(self._dense_job(seed, how))
         for cell in folder.spec.cells():
             if folder.result(cell) is None:
-                wanted.append(self._cell_job(cell, threads))
+                wanted.append(self._cell_job(cell, how))
             elif not self._keep:
                 folder.tidy(cell)
-        # Rows that are all there were made with what was noted then.
-        if there and (wanted or not folder.state.get("machine")):
-            self._note_machine(there[-1], jobs, threads)
         self.write()
         cells = len(folder.spec.cells())
         self._progress.say(
@@ -221,34 +217,34 @@ class _Sweep:
 
     # ---- jobs
 
-    def _dense_job(self, seed: int, jobs: int, threads: int) -> Job:
+    def _dense_job(self, seed: int, how: dict[str, Any]) -> Job:
         settings, name = self._folder.spec.dense_settings(seed), f"dense seed {seed}"
         self._steps[name] = self._step_count(settings)
 
-        def finished(result: Any) -> None:
-            self._note_machine(seed, jobs, threads)
+        def finished(found: dict[str, Any]) -> None:
+            self._note_machine(found, how)
             self._tidy_dense(seed)
             scores = read_report(self._folder.dense(seed))["scores"]["retrained"]
             self._ended(name, {metric: score["value"] for metric, score in scores.items()})
             self.write()
 
-        return Job(name, _message(settings, self._folder.dense(seed), threads), finished)
+        return Job(name, _message(settings, self._folder.dense(seed), how), finished)
 
-    def _note_machine(self, seed: int, jobs: int, threads: int) -> None:
-        report = read_report(self._folder.dense(seed))
-        self._folder.state["machine"] = machine_of(report, jobs=jobs, threads=threads)
+    def _note_machine(self, found: dict[str, Any], how: dict[str, Any]) -> None:
+        self._folder.state["machine"] = {**found["environment"], **how}
 
     def _tidy_dense(self, seed: int) -> None:
         if not self._keep:
             self._folder.tidy_dense(seed)
 
-    def _cell_job(self, cell: Cell, threads: int) -> Job:
+    def _cell_job(self, cell: Cell, how: dict[str, Any]) -> Job:
         folder = self._folder
         dense = folder.dense_checkpoint(cell.seed)
         settings = folder.spec.cell_settings(cell, dense)
         self._steps[cell.name] = self._step_count(settings)
 
         def finished(found: dict[str, Any]) -> None:
+            self._note_machine(found, how)
             result = result_of(folder, cell, self._task, found)
             folder.write_result(cell, result)
             if not self._keep:
@@ -256,7 +252,7 @@ class _Sweep:
             self._ended(cell.name, {m: s["value"] for m, s in result["metrics"].items()})
             self.write()
 
-        message = _message(settings, folder.run(cell), threads)
+        message = _message(settings, folder.run(cell), how)
         if not folder.spec.trains(cell):
             message |= {"kind": "evaluate", "dense": str(dense)}
         ready: Callable[[], bool] = lambda: folder.has_dense(cell.seed)  # noqa: E731
@@ -312,12 +308,12 @@ class _Sweep:
         self._progress.say(f"{name}: {shown}")
 
 
-def _message(settings: Settings, out: Path, threads: int) -> dict[str, Any]:
+def _message(settings: Settings, out: Path, how: dict[str, Any]) -> dict[str, Any]:
     return {
         "kind": "train",
         "settings": settings.to_dict(),
         "out": str(out),
-        "threads": threads,
+        "threads": how["threads"],
     }
 
 

@@ -124,6 +124,7 @@ def _found(job: dict[str, Any]) -> dict[str, Any]:
 
     Row by row: what all inputs of a batch drop of a layer's heads need not be computed at all.
     """
+    from spatile.finetune.environment import environment
     from spatile.finetune.tasks import load_data, scores_of
     from spatile.inference import Encoder
     from spatile.sweep.rows import predictions
@@ -142,6 +143,7 @@ def _found(job: dict[str, Any]) -> dict[str, Any]:
         },
         "predictions": predictions(task, found.logits),
         "seconds": round(time.perf_counter() - start, 1),
+        "environment": environment(),
     }
 
 
