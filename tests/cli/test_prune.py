@@ -10,7 +10,9 @@ import pytest
 
 from spatile.cli import main
 from spatile.finetune.data import load_task
+from spatile.finetune.one_shot import prune_checkpoint
 from spatile.inference import Encoder
+from spatile.sparsity import Plan
 from tests.finetune.conftest import Finished
 
 from .conftest import Capture, one_line
@@ -149,6 +151,44 @@ def test_a_saliency_without_texts_is_refused(
     finished: Finished, tmp_path: Path, capsys: Capture
 ) -> None:
     arguments = ["prune", "--model", str(finished.folder / "stages" / "dense"), "--sparsity=0.5"]
-    assert main([*arguments, "--out", str(tmp_path / "o"), "--saliency", "reconstruction"]) == 1
-    assert "calibration is None, expected texts for saliency 'reconstruction'" in one_line(capsys)
+    assert main([*arguments, "--out", str(tmp_path / "o"), "--saliency", "reconstruction"]) == 2
+    assert "--saliency is given without --calibration, to which it belongs" in one_line(capsys)
     assert not (tmp_path / "o").exists()
+    with pytest.raises(ValueError, match="None, expected texts for saliency 'reconstruction'"):
+        prune_checkpoint(finished.folder, tmp_path / "o", sparsity=0.5, saliency="reconstruction")
+
+
+@pytest.mark.parametrize("flag", ["calibration-rows=8", "damping=0.1", "max-length=8"])
+def test_options_of_texts_that_are_not_given_are_refused(
+    tmp_path: Path, capsys: Capture, flag: str
+) -> None:
+    arguments = ["prune", "--model", "m", "--sparsity=0.5", "--out", str(tmp_path / "o")]
+    assert main([*arguments, f"--{flag}"]) == 2
+    name = flag.partition("=")[0]
+    assert f"--{name} is given without --calibration, to which it belongs" in one_line(capsys)
+    assert main([*arguments, "--overlap=drop"]) == 2
+    assert "--overlap is given without --data or --calibration" in one_line(capsys)
+
+
+def test_a_plan_says_how_sparse(finished: Finished, tmp_path: Path, capsys: Capture) -> None:
+    Plan.uniform("row", 0.25).save(tmp_path / "plan.json")
+    arguments = ["prune", "--model", str(finished.folder / "stages" / "dense")]
+    arguments += ["--plan", str(tmp_path / "plan.json"), "--out", str(tmp_path / "o")]
+    for flag in ("--sparsity=0.5", "--pattern=tile", "--precompute=off"):
+        assert main([*arguments, flag]) == 2
+        name = flag.partition("=")[0]
+        assert f"prune: {name} is given with --plan, expected one of the two" in one_line(capsys)
+    assert main([*arguments, "--json"]) == 0
+    matrices = json.loads(capsys.readouterr().out)["summary"]["matrices"]
+    assert {(m["pattern"], m["sparsity"]) for m in matrices} == {("row", 0.25)}
+    assert main([*arguments[:3], "--out", str(tmp_path / "p")]) == 2
+    assert "--sparsity is missing, expected it or --plan" in one_line(capsys)
+
+
+def test_texts_longer_than_the_model_takes_are_cut(
+    finished: Finished, tmp_path: Path, capsys: Capture
+) -> None:
+    (tmp_path / "texts.txt").write_text("word1 word2 " * 200, encoding="utf-8")
+    arguments = ["prune", "--model", str(finished.folder / "stages" / "dense"), "--sparsity=0.5"]
+    arguments += ["--calibration", str(tmp_path / "texts.txt"), "--max-length=512"]
+    assert main([*arguments, "--out", str(tmp_path / "o")]) == 0

@@ -13,6 +13,7 @@ import pytest
 from spatile.cli import finetune as finetune_command
 from spatile.cli import main
 from spatile.finetune.settings import Settings
+from spatile.sparsity import Plan
 
 from .conftest import Capture, code_of, one_line
 
@@ -138,3 +139,15 @@ def test_errors_become_one_line(
     monkeypatch.setattr("spatile.info", fail)
     assert main(["info"]) == 1
     assert one_line(capsys) == f"spatile: {line}\n"
+
+
+def test_a_plan_goes_with_no_sparsity(tmp_path: Path, capsys: Capture) -> None:
+    Plan.uniform("tile", 0.5).save(tmp_path / "plan.json")
+    arguments = ["finetune", "--model=m", "--data=d", "--out", str(tmp_path / "run")]
+    arguments += ["--plan", str(tmp_path / "plan.json")]
+    for flag in ("--sparsity=0.5", "--pattern=row"):
+        assert code_of(*arguments, flag) == 2
+        name = flag.partition("=")[0]
+        assert f"finetune: {name} is given with --plan, expected one of the two" in one_line(capsys)
+    assert code_of(*arguments) == 1
+    assert "m" in one_line(capsys)

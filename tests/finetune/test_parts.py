@@ -17,6 +17,7 @@ from spatile.finetune.run_folder import RunFolder, write_folder
 from spatile.finetune.settings import PRESETS, Settings
 from spatile.finetune.timing import batches_of, measure
 from spatile.finetune.weights import resolve_model
+from spatile.sparsity import Plan
 
 # ---- settings
 
@@ -48,12 +49,31 @@ from spatile.finetune.weights import resolve_model
         ("reweight_every", 0.0),
         ("overlap", "keep"),
         ("max_length", True),
+        ("max_length", 64.5),
+        ("batch_size", 16.5),
+        ("prunings", None),
+        ("train_rows", 0),
+        ("bf16", "no"),
+        ("sparse", 1),
     ],
 )
 def test_a_setting_out_of_range_is_refused_by_name(field: str, value: object) -> None:
     given: dict[str, Any] = {"model": "m", "data": "d", "sparsity": 0.5, field: value}
     with pytest.raises((TypeError, ValueError), match=field):
         Settings(**given)
+
+
+def test_auto_ranks_norms_of_groups_within_their_matrix_and_all_else_together() -> None:
+    def within(**given: Any) -> str:
+        return Settings("m", "d", 0.5, **given).ranks_within
+
+    assert within() == within(pattern="element") == within(saliency="taylor") == "global"
+    assert within(saliency="magnitude") == within(saliency="magnitude", pattern="row") == "matrix"
+    assert within(saliency="magnitude", scope="global") == "global"
+    assert within(scope="matrix") == "matrix"
+    plan = Plan.uniform("tile", 0.5).to_dict()
+    assert within(plan=plan, saliency="magnitude") == "matrix"
+    assert within(plan=plan) == "global"
 
 
 def test_settings_survive_json_and_say_where_they_differ() -> None:

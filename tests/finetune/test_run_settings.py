@@ -144,6 +144,7 @@ def test_a_plan_of_ones_own(tiny_model: Path, tiny_data: Path, tmp_path: Path) -
     rows = report["summary"]["packed"]["matrices"]
     assert [r["pattern"] for r in rows] == ["dense"] * 6 + ["tile:8x8"] * 6
     assert [r["sparsity"] for r in rows] == [0.0] * 6 + [0.25] * 6
+    assert "\na plan with 1 entry; epochs" in render_text(report)
 
 
 def test_a_stage_that_changes_nothing_is_called_a_defect(

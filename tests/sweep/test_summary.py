@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import re
 import subprocess
 from pathlib import Path
@@ -45,6 +46,14 @@ def two_seeds(metric: str = "accuracy") -> dict[str, Any]:
         dense=[noisy(10, 0), noisy(12, 1)],
         metric=metric,
     )
+
+
+@pytest.mark.parametrize("undefined", [0, 1])
+def test_an_undefined_seed_is_the_worst_one(undefined: int) -> None:
+    rows = two_seeds()
+    rows["rows"][undefined]["value"] = None
+    first = summarize(rows)[0]
+    assert math.isnan(first.worst)
 
 
 def test_means_losses_and_the_worst_seed() -> None:
@@ -412,9 +421,11 @@ def test_a_document_says_which_code_and_which_dense_models(tmp_path: Path) -> No
     assert "`--dense other`: the dense models of a sweep with the same `--model`" in text
     assert "--out other" not in text  # an earlier version did not note the settings
     settings = {"data_seed": 0, "lr": 1e-3, "prunings": 1, "bf16": True}
-    write_rows({**rows, "settings": settings}, tmp_path)
+    write_rows({**rows, "settings": settings, "dense_seconds": 125.0}, tmp_path)
     dense = "--sparsity 0 --methods as-is --seeds 0,1 --lr 0.001 --bf16 --out other\n"
     assert f"spatile sweep --model m --data d/x {dense}" in render_document([file], target)
+    text = render_document([file], target)
+    assert "of another sweep, whose training took 2 min 5 s, added up over the seeds" in text
     for code in ([], ["0.1.0"]):
         write_rows({**rows, "machine": {**rows["machine"], "code": code}}, tmp_path)
         assert "spatile 0.1.0 tier t" in render_document([file], target)

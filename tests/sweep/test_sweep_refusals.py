@@ -90,3 +90,17 @@ def test_two_processes_don_t_work_on_one_sweep(copied: Swept, capsys: Capture) -
     with SweepFolder.open(copied.folder).locked():
         assert main(["sweep", "--resume", "--out", str(copied.folder)]) == 1
     assert "another process is at work in" in capsys.readouterr().err
+
+
+def test_a_damaged_time_names_the_folder_to_delete(copied: Swept, capsys: Capture) -> None:
+    """The packed model is gone by then: without the time alone, nothing could be timed again."""
+    cell = copied.folder / "cells" / "tile_none_0.5_seed_0"
+    (cell / "timing.json").write_text("{")
+    how = ["--resume", "--out", str(copied.folder), "--quiet"]
+    assert main(["sweep", *how]) == 1
+    error = capsys.readouterr().err
+    assert "timing.json: not valid JSON" in error
+    assert f"without {cell} the cell starts anew" in error
+    shutil.rmtree(cell)
+    assert main(["sweep", *how, "--timing-rounds=1"]) == 0
+    assert (cell / "timing.json").is_file()

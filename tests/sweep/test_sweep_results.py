@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from spatile.cli import main
 from spatile.finetune import RunFolder
 from spatile.finetune.data import load_task
 from spatile.finetune.metrics import accuracy
+from spatile.inference import Encoder
 from spatile.sweep import read_rows
 from spatile.sweep.code import code_version
 from spatile.sweep.folder import SweepFolder
@@ -88,3 +90,23 @@ def test_tables_plots_command_and_time(swept: Swept) -> None:
         assert words in text
     for name in ("sparsity", "latency"):
         assert (swept.folder / f"rows.{name}.svg").read_text("utf-8").startswith("<svg")
+
+
+def test_structure_kept_whole_and_timed_on_two_threads(
+    swept: Swept, base: list[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "structure"
+    grid = ["--patterns=structure", "--sparsity=0.5", "--methods=default", "--seeds=0"]
+    how = ["--keep", "--latency-threads=2", "--timing-rounds=1", "--quiet"]
+    assert main([*base, *grid, *how, "--dense", str(swept.folder), "--out", str(out)]) == 0
+    folder, document = SweepFolder.open(out), read_rows(out)
+    assert "--latency-threads 2" in document["command"]
+    for row in document["rows"]:
+        assert row["achieved"] == pytest.approx(0.5, abs=0.05)
+        assert row["multiply_adds"] < row["dense_multiply_adds"]
+        assert row["threads"] == 2
+    (cell,) = folder.spec.cells()
+    packed = Encoder.load(folder.run(cell) / "packed")
+    shapes = packed.architecture.structure
+    assert any(len(k.neurons) < shapes.n_neurons for k in shapes.layers)
+    assert (folder.run(cell) / "stages" / "retrained" / "model.safetensors").is_file()

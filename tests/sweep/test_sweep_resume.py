@@ -120,6 +120,6 @@ def test_dense_models_of_another_sweep_serve_here_too(
     row = outcome(tmp_path / "other")[0]
     assert row in outcome(copied.folder)
     text = (tmp_path / "other" / "results.md").read_text("utf-8")
-    assert "without the dense models, which are another sweep's" in text
+    assert "without the dense models of another sweep, whose training took" in text
     machine = read_rows(tmp_path / "other")["machine"]
     assert (machine["processor"], machine["jobs"]) == (environment()["processor"], 1)

@@ -371,3 +371,15 @@ def test_what_the_callback_cannot_do_is_said_before_training(make_bert: Any, tra
     with pytest.raises(ValueError, match=r"no layer matches 'encoder\.layer\.7'"):
         train(model, callback)
     assert torch.equal(model.bert.encoder.layer[0].output.dense.weight, before)
+
+
+def test_where_nothing_is_to_go_nothing_is_looked_at(make_bert: Any) -> None:
+    model = make_bert()
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    looked = lambda: pytest.fail("calibration was read")  # noqa: E731
+    plan = Plan.uniform("tile", 0.0)
+    pruner = Pruner(model, plan, strength=0.0, saliency="second-order", calibration=looked)
+    assert all(bool(mask.all()) for mask in pruner.prune().values())
+    assert pruner.relative_errors == {}
+    for n, p in model.named_parameters():
+        torch.testing.assert_close(p.detach(), before[n], rtol=0, atol=0)

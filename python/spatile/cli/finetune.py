@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from spatile.cli import target_loss
-from spatile.cli.usage import PRECOMPUTE, UsageError, add_command
+from spatile.cli.usage import PRECOMPUTE, UsageError, add_command, refuse_beside_plan
 from spatile.sparsity.saliency import SALIENCIES
 
 __all__ = ["add", "run"]
@@ -116,9 +116,13 @@ def _pruning(parser: argparse.ArgumentParser) -> None:
             help=f"of each input's {what}, averaged over the layers: the least important go, by "
             f"and by in the retrain stage (all); --sparsity may then be left out",
         )
-    group.add_argument("--plan", metavar="FILE", help="a saved plan, instead of --pattern")
     group.add_argument(
-        "--scope", choices=("matrix", "global", "row-balanced"), help="what is ranked together"
+        "--plan", metavar="FILE", help="a saved plan, instead of --sparsity and --pattern"
+    )
+    group.add_argument(
+        "--scope",
+        choices=("auto", "matrix", "global", "row-balanced"),
+        help="what is ranked together (auto: all matrices; each alone where groups go by norm)",
     )
     group.add_argument(
         "--saliency",
@@ -223,7 +227,9 @@ def run(given: argparse.Namespace) -> int:
         settings = {**saved, **settings}
     else:
         settings = {**PRESETS.get(getattr(given, "preset", ""), {}), **settings}
-        if "keep_tokens" in settings or "keep_heads" in settings:
+        if "plan" in settings:
+            refuse_beside_plan("finetune", settings, ("sparsity", "pattern", "precompute"))
+        if any(name in settings for name in ("plan", "keep_tokens", "keep_heads")):
             settings.setdefault("sparsity", 0.0)
         for name in ("model", "data", "sparsity"):
             if name not in settings:

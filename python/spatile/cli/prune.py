@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import Any
 
-from spatile.cli.usage import PRECOMPUTE, add_command
+from spatile.cli.usage import PRECOMPUTE, UsageError, add_command, refuse_beside_plan
 from spatile.sparsity.saliency import SECOND_ORDER
 
 __all__ = ["add", "run"]
@@ -17,6 +17,9 @@ spatile prune --model run/stages/dense --sparsity 0.5 --calibration texts.txt --
 spatile prune --model run/stages/dense --sparsity 0.5 --pattern row --data ./mrpc --out small
 spatile prune --model ./classifier --sparsity 0 --heads 0.5 --neurons 0.75 \\
   --calibration ./texts.txt --out small"""
+
+
+_OF_CALIBRATION = ("saliency", "calibration_rows", "damping", "max_length")
 
 
 def add(commands: Any) -> argparse.ArgumentParser:
@@ -30,15 +33,14 @@ def add(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument("--model", required=True, metavar="DIR|NAME", help="checkpoint or minilm")
     parser.add_argument(
         "--sparsity",
-        required=True,
         type=float,
         metavar="S",
         help="0 ≤ S < 1, of the groups: where matrices differ in size and are ranked together, "
         "rows, columns and heads of the larger ones weigh more",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="for the packed model; new")
-    parser.add_argument("--pattern", default="tile", help="as in finetune (default tile)")
-    parser.add_argument("--precompute", choices=tuple(PRECOMPUTE), default="off")
+    parser.add_argument("--pattern", help="as in finetune (default tile)")
+    parser.add_argument("--precompute", choices=tuple(PRECOMPUTE), help="as in finetune (off)")
     for what in ("heads", "neurons", "layers"):
         parser.add_argument(
             f"--{what}",
@@ -46,7 +48,9 @@ def add(commands: Any) -> argparse.ArgumentParser:
             metavar="SHARE",
             help=f"of {what} to take away whole, before (needs --calibration)",
         )
-    parser.add_argument("--plan", metavar="FILE", help="a saved plan, instead of --pattern")
+    parser.add_argument(
+        "--plan", metavar="FILE", help="a saved plan, instead of --sparsity and --pattern"
+    )
     parser.add_argument(
         "--scope",
         choices=("matrix", "global", "row-balanced"),
@@ -65,11 +69,11 @@ def add(commands: Any) -> argparse.ArgumentParser:
         "or each matrix's own (reconstruction)",
     )
     parser.add_argument(
-        "--calibration-rows", type=int, default=512, metavar="N", help="texts to draw (512)"
+        "--calibration-rows", type=int, metavar="N", help="of --calibration: texts to draw (512)"
     )
-    parser.add_argument("--damping", type=float, default=0.01, help="of its inverse (0.01)")
+    parser.add_argument("--damping", type=float, help="of --calibration: of its inverse (0.01)")
     parser.add_argument(
-        "--max-length", type=int, default=128, metavar="TOKENS", help="cut those texts (128)"
+        "--max-length", type=int, metavar="TOKENS", help="of --calibration: cut its texts (128)"
     )
     parser.add_argument(
         "--data", metavar="DIR|NAME", help="score on its dev split, before and after"
@@ -86,6 +90,7 @@ def run(given: argparse.Namespace) -> int:
     from spatile.finetune.one_shot import prune_checkpoint, scores_of_encoder
     from spatile.sparsity import Plan
 
+    _check_belongs(given)
     task = None
     if given.data is not None:
         task = load_task(given.data, dev_ids=given.dev_ids, overlap=given.overlap)
@@ -98,19 +103,16 @@ def run(given: argparse.Namespace) -> int:
     dense, packed = prune_checkpoint(
         given.model,
         given.out,
-        sparsity=given.sparsity,
-        pattern=given.pattern,
-        precompute=PRECOMPUTE[given.precompute],
+        sparsity=0.0 if given.sparsity is None else given.sparsity,
+        pattern=given.pattern or "tile",
+        precompute=PRECOMPUTE[given.precompute or "off"],
         heads=given.heads,
         neurons=given.neurons,
         layers=given.layers,
         plan=plan,
         scope=given.scope,
-        saliency=given.saliency,
         calibration=calibration,
-        calibration_rows=given.calibration_rows,
-        damping=given.damping,
-        max_length=given.max_length,
+        **{n: getattr(given, n) for n in _OF_CALIBRATION if getattr(given, n) is not None},
     )
     scores = {}
     if task is not None:
@@ -130,3 +132,18 @@ def run(given: argparse.Namespace) -> int:
         print(f"{name}: " + ", ".join(str(score) for score in found.values()))
     print(f"packed model: {given.out}")
     return 0
+
+
+def _check_belongs(given: argparse.Namespace) -> None:
+    """Raise UsageError for options without what they belong to."""
+    if given.plan is not None:
+        refuse_beside_plan("prune", vars(given), ("sparsity", "pattern", "precompute"))
+    elif given.sparsity is None:
+        raise UsageError("prune: --sparsity is missing, expected it or --plan")
+    belong: dict[str, tuple[str, ...]] = dict.fromkeys(_OF_CALIBRATION, ("calibration",))
+    belong |= dict.fromkeys(("dev_ids", "overlap"), ("data", "calibration"))
+    for name, owners in belong.items():
+        if getattr(given, name) is not None and all(getattr(given, o) is None for o in owners):
+            wanted = " or ".join(f"--{owner}" for owner in owners)
+            flag = name.replace("_", "-")
+            raise UsageError(f"prune: --{flag} is given without {wanted}, to which it belongs")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ __all__ = [
     "add_command",
     "add_schedules",
     "model_folder",
+    "refuse_beside_plan",
     "schedules_of",
 ]
 
@@ -54,6 +56,14 @@ def model_folder(path: str) -> Path:
             f"spatile finetune --resume --out {path} continues it"
         )
     return folder / "packed"
+
+
+def refuse_beside_plan(op: str, given: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Raise UsageError where one of ``names`` is ``given`` with a plan, which says the same."""
+    for name in names:
+        if given.get(name) is not None:
+            flag = name.replace("_", "-")
+            raise UsageError(f"{op}: --{flag} is given with --plan, expected one of the two")
 
 
 def add_schedules(parser: argparse.ArgumentParser) -> None:

@@ -59,7 +59,8 @@ class Keeper:
 
     def _prune_without_penalty(self, model: Any) -> None:
         """Score the dense stage's weights pruned as they are (λ = 0), and put them back."""
-        pruner = Pruner(model, self._job.plan, strength=0.0, scope=self._run.settings.scope)  # type: ignore[arg-type]
+        scope = self._run.settings.ranks_within
+        pruner = Pruner(model, self._job.plan, strength=0.0, scope=scope)  # type: ignore[arg-type]
         kept = {m.name: pruner.weight(m).clone() for m in pruner.matrices}
         pruner.prune()
         self.evaluate("lambda_zero", model, None)

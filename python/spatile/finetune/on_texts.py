@@ -58,9 +58,8 @@ def prune_on_texts(
     """
     model, tokenizer = load_classifier(source, attention="auto"), load_tokenizer(source)
     swap_layers(model, linear=faster_linear() == "spatile")
-    limit = getattr(model.config, "max_position_embeddings", max_length)
     chosen = random.Random(0).sample(range(len(examples)), min(rows, len(examples)))
-    data = encode(tokenizer, examples, min(max_length, limit))
+    data = encode(tokenizer, examples, max_length)
     picked = sorted((data.rows[i] for i in chosen), key=lambda row: -len(row["input_ids"]))
     batches = [data.pad(picked[i : i + _BATCH]) for i in range(0, len(picked), _BATCH)]
     structure = prune_structure(

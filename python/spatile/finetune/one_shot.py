@@ -46,8 +46,9 @@ def prune_checkpoint(
     By norm, each matrix by itself; or with ``calibration`` by second order, all matrices together:
     so that on these texts, without labels, the model's output changes least, or with ``saliency``
     ``"reconstruction"`` each matrix's own (:class:`spatile.torch.Pruner`; needs PyTorch). ``scope``
-    replaces what is ranked together. ``max_length`` cuts the texts. Other arguments as in
-    :func:`spatile.finetune.finetune`. Returns the encoders before and after. Raises FileExistsError
+    replaces what is ranked together. Texts are cut to ``max_length`` tokens, or to as many as the
+    model takes. Other arguments as in :func:`spatile.finetune.finetune`, of which ``plan`` replaces
+    ``sparsity`` too. Returns the encoders before and after. Raises FileExistsError
     where ``out`` holds anything, ValueError for any other ``saliency``, and where there is no
     ``calibration`` but a ``saliency``, or heads, neurons or layers are to go.
 
@@ -110,7 +111,7 @@ def prune_checkpoint(
             saliency=saliency,
             rows=calibration_rows,
             damping=damping,
-            max_length=max_length,
+            max_length=min(max_length, architecture.max_tokens),
         )
         if structure != architecture.structure:
             config = with_structure(config, structure)

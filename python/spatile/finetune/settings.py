@@ -16,14 +16,17 @@ __all__ = ["PRESETS", "RETRAIN_LR", "Settings"]
 
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "method": ("proximal", "gradient"),
-    "scope": ("matrix", "global", "row-balanced"),
+    "scope": ("auto", "matrix", "global", "row-balanced"),
     "attention": ("auto", "spatile", "sdpa", "eager"),
     "linear": ("auto", "spatile", "torch"),
     "saliency": ("auto", *SALIENCIES),
     "overlap": (None, "error", "drop"),
     "kind": (None, "classification", "regression"),
 }
-_POSITIVE = ("batch_size", "eval_batch_size", "max_length", "lr", "eps", "damping")
+_POSITIVE = ("lr", "eps", "damping")
+_WHOLE = ("batch_size", "eval_batch_size", "max_length", "prunings")
+_WHOLE_OR_NONE = ("calibration_rows", "checkpoint_every", "train_rows", "dev_rows")
+_SWITCHES = ("sparse", "bf16", "twin")
 _RATES = ("lr_dense", "lr_reweighted", "lr_retrain")
 _LENGTHS = ("epochs_dense", "epochs_reweighted", "epochs_retrain")
 
@@ -64,7 +67,9 @@ class Settings:
 
     ``saliency``, ``scope`` and ``damping`` are :class:`spatile.torch.Pruner`'s. Saliency
     ``"auto"`` is ``"second-order"``, but ``"magnitude"`` for single elements, which would take 16
-    times as long, and for scope ``"row-balanced"``, which it can't have. It looks at
+    times as long, and for scope ``"row-balanced"``, which it can't have. Scope ``"auto"`` is
+    ``"global"``, but ``"matrix"`` for groups by magnitude, whose norms differ from matrix to matrix
+    for other reasons than what they are worth. Second order looks at
     ``calibration_rows`` training rows, without their labels; None is as many as hold 25,000 tokens.
     ``prunings`` (or as many as there are steps for) are spread over the first ``gradual``, a share,
     of the retrain stage (:class:`spatile.sparsity.Stages`).
@@ -91,7 +96,7 @@ class Settings:
     method: str = "proximal"
     strength: float | str = "auto"
     shrink: float = 0.5
-    scope: str = "global"
+    scope: str = "auto"
     saliency: str = "auto"
     calibration_rows: int | None = None
     damping: float = 0.01
@@ -149,11 +154,16 @@ class Settings:
         for name in _RATES:
             if getattr(self, name) is not None:
                 self._check(name, lambda v: v > 0, "a positive number")
-        for name in ("calibration_rows", "prunings"):
+        for name in _WHOLE + _WHOLE_OR_NONE:
             value = getattr(self, name)
             whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-            if not whole and value is not None:
+            if not whole and (value is not None or name in _WHOLE):
                 raise ValueError(f"finetune: {name} is {value!r}, expected a whole number ≥ 1")
+        for name in _SWITCHES:
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(
+                    f"finetune: {name} is {getattr(self, name)!r}, expected True or False"
+                )
         for name in ("distill_hidden", "distill_attention"):
             self._check(name, lambda v: v >= 0, "a weight ≥ 0")
         for name in ("heads", "neurons", "layers"):
@@ -172,8 +182,6 @@ class Settings:
         self._check("shrink", lambda v: 0 < v <= 1, "a fraction in (0, 1]")
         if self.reweight_every is not None:
             self._check("reweight_every", lambda v: v > 0, "a positive number of epochs")
-        if self.checkpoint_every is not None:
-            self._check("checkpoint_every", lambda v: v >= 1, "a positive number of steps")
         if self.strength != "auto":
             self._check("strength", lambda v: v >= 0, "'auto' or a number ≥ 0")
         if self.saliency in SECOND_ORDER and self.scope == "row-balanced":
@@ -275,6 +283,14 @@ class Settings:
             return "magnitude"  # nothing is to be ranked
         element = self.pattern == "element" or self.scope == "row-balanced"
         return "magnitude" if element else "second-order"
+
+    @property
+    def ranks_within(self) -> str:
+        """The scope, with "auto" decided."""
+        if self.scope != "auto":
+            return self.scope
+        groups = self.plan is not None or self.pattern != "element"
+        return "matrix" if groups and self.ranks_by == "magnitude" else "global"
 
     @property
     def cascades(self) -> bool:

@@ -86,7 +86,7 @@ def train(run: RunFolder, job: Job, progress: Progress) -> None:
         shrink=settings.shrink,
         method=settings.method,  # type: ignore[arg-type]
         eps=settings.eps,
-        scope=settings.scope,  # type: ignore[arg-type]
+        scope=settings.ranks_within,  # type: ignore[arg-type]
         saliency=settings.ranks_by,  # type: ignore[arg-type]
         calibration=settings.calibration_rows,
         damping=settings.damping,

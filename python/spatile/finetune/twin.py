@@ -74,7 +74,8 @@ class Twin:
                 teacher=teacher,
             )
             trainer.train(resume_from_checkpoint=str(start) if start.is_dir() else None)
-        pruner = Pruner(job.model, job.plan, strength=0.0, scope=run.settings.scope)  # type: ignore[arg-type]
+        scope = run.settings.ranks_within
+        pruner = Pruner(job.model, job.plan, strength=0.0, scope=scope)  # type: ignore[arg-type]
         before = _energy(pruner)
         masks = pruner.prune()
         self._compare(masks, 1.0 - _energy(pruner) / before)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from spatile.report.plots import plots_of
-from spatile.report.pruning import pruning_lines
+from spatile.report.pruning import asked_for, pruning_lines
 from spatile.report.tables import Table, tables_of
 from spatile.sparsity import write_atomically
 
@@ -40,12 +40,12 @@ def render_html(report: dict[str, Any], *, sections: Sequence[str] = ()) -> str:
     ``sections``: HTML that shows the model, of :func:`spatile.report.model_sections`.
     """
     data, settings = report["data"], report["settings"]
-    title = f"spatile: {data['name']} at sparsity {settings['sparsity']:g}"
+    title = f"spatile: {data['name']}, {asked_for(settings)}"
     scores, *rest = tables_of(report)
     parts = [
         f"<h1>{_e(title)}</h1>",
         f"<p>{data['train_rows']} train rows, {data['dev_rows']} dev rows; model "
-        f"{_e(settings['model'])}; pattern {_e(settings['pattern'])}; epochs "
+        f"{_e(settings['model'])}; epochs "
         f"{settings['epochs_dense']:g} dense, {settings['epochs_reweighted']:g} reweighted, "
         f"{settings['epochs_retrain']:g} retrain; seed {settings['seed']}</p>",
         *(f"<p class='note'>{_e(note)}</p>" for note in data["notes"]),

@@ -8,7 +8,7 @@ from typing import Any
 from spatile.report.tables import number, percent, signed
 from spatile.sparsity import Structure
 
-__all__ = ["pruning_lines"]
+__all__ = ["asked_for", "pruning_lines"]
 
 _RANKED_BY = {
     "magnitude": "by norm",
@@ -24,6 +24,15 @@ _SCOPE = {
     "global": "all matrices ranked together",
     "row-balanced": "the same share of every row of groups",
 }
+
+
+def asked_for(settings: dict[str, Any]) -> str:
+    """The sparsity and the pattern that a run was given."""
+    plan = settings.get("plan")
+    if plan is None:
+        return f"sparsity {settings['sparsity']:g}, pattern {settings['pattern']}"
+    count = len(plan["entries"]) + len(plan.get("structure") or ())
+    return f"a plan with {count} {'entry' if count == 1 else 'entries'}"
 
 
 def pruning_lines(report: dict[str, Any]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from spatile.report.pruning import pruning_lines
+from spatile.report.pruning import asked_for, pruning_lines
 from spatile.report.tables import Table, tables_of
 
 __all__ = ["render_text", "table_text"]
@@ -16,7 +16,7 @@ def render_text(report: dict[str, Any]) -> str:
     lines = [
         f"{data['name']}: {data['train_rows']} train rows, {data['dev_rows']} dev rows; "
         f"model {settings['model']}",
-        f"sparsity {settings['sparsity']:g}, pattern {settings['pattern']}; epochs "
+        f"{asked_for(settings)}; epochs "
         f"{settings['epochs_dense']:g} dense, {settings['epochs_reweighted']:g} reweighted, "
         f"{settings['epochs_retrain']:g} retrain; seed {settings['seed']}",
         *(f"note: {note}" for note in data["notes"]),

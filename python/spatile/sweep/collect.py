@@ -82,10 +82,12 @@ def collect(folder: SweepFolder, task: Task, name: str) -> dict[str, Any]:
     floors = {m: s.to_json()["value"] for m, s in floor.items()}
     rows: list[dict[str, Any]] = []
     dev: dict[str, Any] = {"labels": encode(task.dev.labels[dev_order(task.dev.labels)])}
+    dense_seconds = 0.0
     for seed in spec.seeds:
         if folder.has_dense(seed):
-            logits = RunFolder.open(folder.dense(seed)).logits("dense")
-            dev[f"dense seed {seed}"] = predictions(task, logits)
+            run = RunFolder.open(folder.dense(seed))
+            dev[f"dense seed {seed}"] = predictions(task, run.logits("dense"))
+            dense_seconds += run.state["evaluations"]["dense"]["seconds"] or 0.0
     missing = []
     code: dict[str, None] = {}
     for cell in spec.cells():
@@ -111,6 +113,7 @@ def collect(folder: SweepFolder, task: Task, name: str) -> dict[str, Any]:
         "model": spec.model,
         "command": spec.command(folder.path.resolve().name, dense=folder.state.get("dense_from")),
         "seconds": round(folder.state["seconds"], 1),
+        "dense_seconds": round(dense_seconds, 1),
         "machine": {**folder.state.get("machine", {}), **({"code": list(code)} if code else {})},
         "train_rows": len(task.train),
         "seeds": list(spec.seeds),

@@ -54,7 +54,7 @@ def render_document(files: Sequence[Path], target: Path) -> str:
 
 
 def _section(document: Mapping[str, Any], file: Path, target: Path) -> str:
-    metric, machine = metric_name(document["metrics"][0]), document["machine"]
+    metric = metric_name(document["metrics"][0])
     dev = len(document["dev"]["labels"])
     link, dense = _link(file, target), _borrowed(document["command"])
     lines = [
@@ -68,7 +68,7 @@ def _section(document: Mapping[str, Any], file: Path, target: Path) -> str:
         document["command"],
         "```",
         "",
-        _where(document["seconds"], machine, borrowed=dense is not None),
+        _where(document, borrowed=dense is not None),
         "",
         *(_dense_models(document, dense) if dense is not None else ()),
         *_methods(document["methods"]),
@@ -80,10 +80,12 @@ def _section(document: Mapping[str, Any], file: Path, target: Path) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _where(seconds: float, machine: Mapping[str, Any], *, borrowed: bool) -> str:
-    text = f"Took {duration(seconds)}"
+def _where(document: Mapping[str, Any], *, borrowed: bool) -> str:
+    machine, dense = document["machine"], document.get("dense_seconds")
+    text = f"Took {duration(document['seconds'])}"
     if borrowed:
-        text += ", without the dense models, which are another sweep's"
+        text += ", without the dense models of another sweep"
+        text += f", whose training took {duration(dense)}, added up over the seeds" if dense else ""
         text += " (without `--dense` this one would train them),"
     if machine:
         text += (

@@ -111,11 +111,12 @@ class SweepFolder:
 
     def result(self, cell: Cell) -> dict[str, Any] | None:
         """What a finished cell came to; None for one that is not."""
-        return _read(self.cell(cell) / "result.json")
+        return _read(self.cell(cell) / "result.json", "without it the cell starts anew")
 
     def timing(self, cell: Cell) -> dict[str, Any] | None:
         """What running a cell's configuration takes, once that is measured."""
-        return _read(self.cell(self.timed(cell)) / "timing.json")
+        file = self.cell(self.timed(cell)) / "timing.json"
+        return _read(file, f"without {self.cell(self.timed(cell))} the cell starts anew")
 
     def timed(self, cell: Cell) -> Cell:
         """The cell of the same configuration whose packed model is the one that is timed."""
@@ -190,15 +191,13 @@ def check_new(path: str | os.PathLike[str]) -> None:
     RunFolder.check_new(path, op="sweep")
 
 
-def _read(file: Path) -> dict[str, Any] | None:
+def _read(file: Path, otherwise: str) -> dict[str, Any] | None:
     try:
         found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{file}: not valid JSON ({error}); without it the cell starts anew"
-        ) from None
+        raise ValueError(f"{file}: not valid JSON ({error}); {otherwise}") from None
     return found
 
 

@@ -13,7 +13,8 @@ seed's model.
 
 ``machine`` says what the models were trained and timed on and by; its ``code`` lists the commits of
 spatile that the rows come from (versions, where it did not run from a checkout), and is missing in
-documents of earlier versions.
+documents of earlier versions. ``seconds`` is what the sweep took, ``dense_seconds`` the training
+of its dense models, its own or another sweep's, added up over the seeds.
 
 ``dev`` holds what the intervals are made from: labels and predicted classes, each a string with
 one digit per dev row. Dev rows stand sorted by label and shuffled within it, so that the document

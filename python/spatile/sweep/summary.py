@@ -225,7 +225,7 @@ def _summary(
         mean=scores.estimate(mine),
         dense=float(dense[:, 0].mean()),
         loss=scores.estimate(dense - mine),
-        worst=min(values),
+        worst=float(np.min(values)),  # NaN where one is
         pruned=float(np.mean(straight)) if straight else None,
         floor=rows[0]["floor"],
         above_floor=above,

@@ -304,16 +304,17 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         densify(model)
         given = self._calibrate
         batches = None if given is None else (given() if callable(given) else given)
-        structure = prune_structure(
-            model,
-            self.plan,
-            batches,
-            saliency=self.saliency,  # type: ignore[arg-type]
-            scope="global" if self.scope == "global" else "matrix",
-            fraction=share,
-            damping=self.damping,
-            optimizer=getattr(optimizer, "optimizer", optimizer),
-        )
+        with self._training_precision():
+            structure = prune_structure(
+                model,
+                self.plan,
+                batches,
+                saliency=self.saliency,  # type: ignore[arg-type]
+                scope="global" if self.scope == "global" else "matrix",
+                fraction=share,
+                damping=self.damping,
+                optimizer=getattr(optimizer, "optimizer", optimizer),
+            )
         self._structure, self._width = structure, int(unwrap(model).config.hidden_size)
         self._history["structure"] = structure.to_dict()
         self._pruner = self._new_pruner(model, optimizer)
@@ -347,7 +348,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         if first:
             self._history["norms"]["before_prune"] = norm_summary(pruner)
         norms = pruner.norms() if self._before and first else {}
-        with torch.autocast(pruner.device.type, torch.bfloat16, enabled=self._bf16):
+        with self._training_precision():
             masks = pruner.prune(fraction=share)
         if norms:
             self._history["reweighted"] = lasso_summary(
@@ -367,6 +368,9 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
                 "relative_errors": pruner.relative_errors,
             }
         )
+
+    def _training_precision(self) -> torch.autocast:
+        return torch.autocast(self.pruner.device.type, torch.bfloat16, enabled=self._bf16)
 
     def _calibration(
         self, args: TrainingArguments, dataloader: Any, model: torch.nn.Module

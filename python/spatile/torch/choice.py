@@ -87,7 +87,7 @@ class GroupChoice:
             raise ValueError(f"Pruner: fraction is {fraction}, expected a fraction in (0, 1]")
         pools = self._pools(chosen)
         wanted = [(p[0].sparsity if override is None else override) * fraction for p in pools]
-        if chosen != "row-balanced" and self.saliency in SECOND_ORDER:
+        if chosen != "row-balanced" and self.saliency in SECOND_ORDER and any(wanted):
             whole = self.saliency == "second-order"
             removals = find_removals(
                 self._model,
@@ -111,11 +111,11 @@ class GroupChoice:
     def pruned(self, masks: Masks) -> dict[str, float]:
         """What is due once ``masks`` are decided: compensation, and gradients counted anew.
 
-        Returns the relative errors of second-order pruning; else nothing.
+        Returns the relative errors of second-order pruning; nothing else, and where none went.
         """
         if self.gradients is not None:
             self.gradients.clear()
-        if self.saliency not in SECOND_ORDER:
+        if self.saliency not in SECOND_ORDER or all(bool(m.all()) for m in masks.values()):
             return {}
         errors = compensate(
             self._model,
