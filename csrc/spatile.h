@@ -429,8 +429,8 @@ SPT_WARN_UNUSED spt_status spt_gather_tokens(spt_device *, const spt_gather_toke
  * with offsets (b + 1), and kv_offsets where the keys' differ. hk divides h. */
 typedef struct spt_attention_args {
   spt_tensor q, k, v, out;
-  const spt_tensor *mask;    /* bool, broadcastable to (b, h, sq, sk); true: attend */
-  const spt_tensor *bias;    /* the same in q's dtype or float32; added to the scores */
+  const spt_tensor *mask;    /* bool, (b, h, sq, sk), each side that or 1; true: attend */
+  const spt_tensor *bias;    /* the same in any of the three float types; added to the scores */
   const spt_tensor *lengths; /* int64 (b), contiguous, in host memory; sq == sk */
   const spt_tensor *offsets, *kv_offsets; /* int64 (b + 1), contiguous, in host memory */
   const spt_tensor *lse;                  /* float32 (b, h, sq), packed (h, t) */

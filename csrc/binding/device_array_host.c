@@ -67,8 +67,12 @@ PyObject *spt_py_array_numpy(PyObject *object, PyObject *ignored) {
   PyObject *view =
       PyArray_NewFromDescr(&PyArray_Type, descr, t->ndim, shape, compact ? NULL : strides,
                            host + before * size, NPY_ARRAY_WRITEABLE, NULL);
-  if (view == NULL || PyArray_SetBaseObject((PyArrayObject *)view, memory) < 0) {
-    Py_XDECREF(view);
+  if (view == NULL) {
+    Py_DECREF(memory);
+    return NULL;
+  }
+  if (PyArray_SetBaseObject((PyArrayObject *)view, memory) < 0) {
+    Py_DECREF(view);
     return NULL; /* SetBaseObject takes the reference even so */
   }
   if (compact) {

@@ -77,6 +77,28 @@ static bool is_pointer_array(const int64_t *p, int64_t n, int64_t last) {
   return p[0] == 0 && p[n] == last;
 }
 
+/* Results are written by row of a strip: one that no strip has would be left as it was. */
+static const char *fault_in_rows(const spt_strips *w) {
+  bool *seen = calloc((size_t)w->out + 1, sizeof *seen);
+  if (seen == NULL) {
+    return "no memory to look at its rows";
+  }
+  const char *fault = NULL;
+  int64_t count = 0;
+  for (int64_t i = 0; fault == NULL && i < w->n_strips * SPT_STRIP; i++) {
+    int32_t row = w->rows[i];
+    if (row < -1 || row >= w->out) {
+      fault = "a row lies outside the matrix";
+    } else if (row >= 0) {
+      fault = seen[row] ? "a row is in two places" : NULL;
+      seen[row] = true;
+      count++;
+    }
+  }
+  free(seen);
+  return fault == NULL && count != w->out ? "a row is in no strip" : fault;
+}
+
 static const char *fault_in_strips(const spt_strips *w, int64_t n_runs) {
   if (!is_pointer_array(w->run_ptr, w->n_strips, n_runs)) {
     return "run_ptr does not rise from 0 to the number of runs";
@@ -100,12 +122,10 @@ static const char *fault_in_strips(const spt_strips *w, int64_t n_runs) {
       return "runs and value_ptr disagree";
     }
   }
-  for (int64_t i = 0; w->rows != NULL && i < w->n_strips * SPT_STRIP; i++) {
-    if (w->rows[i] < -1 || w->rows[i] >= w->out) {
-      return "a row lies outside the matrix";
-    }
+  if (w->rows != NULL) {
+    return fault_in_rows(w);
   }
-  if (w->rows == NULL && w->n_strips != (w->out + SPT_STRIP - 1) / SPT_STRIP) {
+  if (w->n_strips != (w->out + SPT_STRIP - 1) / SPT_STRIP) {
     return "the number of strips is not the number of rows / 16";
   }
   return NULL;

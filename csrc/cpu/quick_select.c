@@ -45,7 +45,8 @@ spt_selection spt_quick_select(const spt_cpu_tier *tier, const uint32_t *keys, i
     bracket(tier, keys, n, k, sample, &low, &high);
     int64_t below = n < INT32_MAX ? tier->count_below(keys, n, low) : n;
     int64_t inside = below < k ? tier->keys_between(to, keys, n, low, high) : 0;
-    if (k - below > inside || inside > n / 2) {
+    /* The sample misled: the k-th key is below `low` or above `high`, or little was set apart. */
+    if (below >= k || k - below > inside || inside > n / 2) {
       return spt_select_smallest(keys, n, k);
     }
     keys = to;

@@ -18,13 +18,13 @@ struct topk_job {
   atomic_llong nan_at; /* the first score that is NaN, or INT64_MAX */
 };
 
-static void report_nan(struct topk_job *job, const float *scores, int64_t first) {
-  while (*scores == *scores) {
-    scores++;
-    first++;
+static void report_nan(struct topk_job *job, const float *scores, int64_t n, int64_t first) {
+  int64_t i = 0;
+  while (i < n - 1 && scores[i] == scores[i]) { /* another thread may have changed them by now */
+    i++;
   }
-  long long seen = atomic_load(&job->nan_at);
-  while (first < seen && !atomic_compare_exchange_weak(&job->nan_at, &seen, first)) {
+  long long at = first + i, seen = atomic_load(&job->nan_at);
+  while (at < seen && !atomic_compare_exchange_weak(&job->nan_at, &seen, at)) {
   }
 }
 
@@ -87,7 +87,7 @@ static void select_sequence(void *context, int64_t i, int worker) {
     scores = loaded;
   }
   if (!job->tier->select_keys(keys, scores, n)) {
-    report_nan(job, scores, packed ? first : i * n);
+    report_nan(job, scores, n, packed ? first : i * n);
     return;
   }
   if (p->protected_first && n > 0) {

@@ -153,3 +153,18 @@ def test_runs_of_a_strip_are_apart_and_in_order(starts: list[int]) -> None:
     }
     with pytest.raises(ValueError, match="runs of a strip overlap or are out of order"):
         sp.SparseMatrix((16, 32), sp.Tile(), 512, np.zeros((32, 16), np.float32), index)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [(3, "a row is in two places"), (-1, "a row is in no strip"), (16, "a row lies outside")],
+)
+def test_every_row_is_in_one_strip(row: int, message: str) -> None:
+    """Results are written row by row: one that is lacking would hold what memory held before."""
+    whole = sp.pack(np.ones((16, 16), np.float32))
+    rows = np.arange(16, dtype=np.int32)
+    rows[5] = row
+    with pytest.raises(ValueError, match=message):
+        sp.SparseMatrix(
+            whole.shape, whole.pattern, whole.nnz, whole.values, {**whole.index, "rows": rows}
+        )

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 import spatile as sp
+from spatile import reference
 
-from .arrays import DTYPES
+from .arrays import DTYPES, normal
 from .calls import all_calls
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -186,6 +187,12 @@ def test_out_that_shares_memory_with_an_input_is_refused() -> None:
     with pytest.raises(ValueError, match="attention: out shares memory with q"):
         sp.attention(x, x.copy(), x.copy(), out=x)
     rows = np.ones((9, 16), np.float32)
+    y, bias = x[:1].copy(), np.zeros((1, 2, 16, 16), np.float32)
+    for name in ("mask", "bias"):
+        given = bias if name == "bias" else bias.view(bool)[..., :16]
+        out = bias.reshape(-1)[:256].reshape(1, 16, 2, 8)
+        with pytest.raises(ValueError, match=f"attention: out shares memory with {name}"):
+            sp.attention(y, y.copy(), y.copy(), out=out, **{name: given})
     with pytest.raises(ValueError, match="linear: out shares memory with x"):
         sp.linear(rows[:8], np.eye(16, dtype=np.float32), out=rows[1:])
     with pytest.raises(ValueError, match="linear: out shares memory with residual"):
@@ -217,3 +224,12 @@ def test_index_arrays_are_copied_before_they_are_checked() -> None:
     finally:
         stop.set()
         thread.join()
+
+
+def test_a_gradient_in_the_weights_memory_is_refused_unless_it_is_the_weight() -> None:
+    w = normal((32, 32))
+    with pytest.raises(ValueError, match="add_group_lasso_grad_: grad shares memory with w"):
+        sp.add_group_lasso_grad_(w.T, w, pattern="tile", strength=1.0)
+    expected = w + reference.group_lasso_grad(w, pattern="tile", strength=1.0)
+    sp.add_group_lasso_grad_(w[:], w, pattern="tile", strength=1.0)
+    np.testing.assert_allclose(w, expected, rtol=1e-5)

@@ -75,6 +75,33 @@ def test_the_middle_of_many_is_mostly_equal(equal: float) -> None:
     assert_array_equal(got.values, exact.values)
 
 
+@pytest.mark.parametrize("at", [4096, 8000, 8191])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_sample_that_misleads(at: int, sign: int) -> None:
+    """Quick-select brackets rank k by 256 of 8192 keys: here they all lie at one end."""
+    i = np.arange(256, dtype=np.uint64)
+    sampled = i * np.uint64(32) + (
+        (i * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(40)
+    ) % np.uint64(32)
+    x = np.arange(1, 8193, dtype=np.float32)
+    x[sampled] = -1 - np.arange(256)
+    x *= sign
+    got, exact = sp.topk(x, at), reference.topk(x, at)
+    assert_array_equal(got.indices, exact.indices)
+    assert_array_equal(got.values, exact.values)
+    wanted = {"keep": at / 8192, "offsets": np.array([0, 8192])}
+    kept = sp.select_tokens(np.abs(x), **wanted).index
+    assert_array_equal(kept, reference.select_tokens(np.abs(x), **wanted).index)
+
+
+def test_many_long_rows_of_random_scores() -> None:
+    """One sample in a thousand is that far off by itself."""
+    x = np.random.default_rng(8).standard_normal((2000, 5000)).astype(np.float32)
+    got = sp.topk(x, 2500)
+    kept = np.partition(x, 2500, axis=1)[:, 2500:].min(axis=1, keepdims=True)
+    assert_array_equal(got.indices, np.nonzero(x >= kept)[1].reshape(2000, 2500))
+
+
 @given(
     lengths=st.lists(st.integers(0, 40), max_size=6),
     data=st.data(),

@@ -162,14 +162,26 @@ def check_out(
         raise ValueError(f"{op}: out.shape is {shape_of(out)}, expected {shape}")
     if str(out.dtype).rpartition(".")[2] != str(like.dtype).rpartition(".")[2]:
         raise TypeError(f"{op}: out.dtype is {out.dtype}, expected {like.dtype}")
-    memory = _memory(op, "out", out)
-    if not memory.flags.writeable:
+    if not _memory(op, "out", out).flags.writeable:
         raise ValueError(f"{op}: out is read-only, expected a writable array")
     for name, x in inputs.items():
-        # Bounds first, which is cheap. Interleaved slices are told apart with a little work, and
-        # what is too hard is refused.
-        if x is None or not np.may_share_memory(memory, _memory(op, name, x)):
-            continue
-        if np.may_share_memory(memory, _memory(op, name, x), max_work=100):  # type: ignore[arg-type]
-            raise ValueError(f"{op}: out shares memory with {name}, expected memory of its own")
+        if x is not None:
+            check_apart(op, "out", out, name, x)
     return out
+
+
+def check_apart(op: str, arg: str, target: Array, name: str, x: Array) -> None:
+    """Raise ValueError where ``target``, which is written, shares memory with ``x``."""
+    memory, other = _memory(op, arg, target), _memory(op, name, x)
+    # Bounds first, which is cheap. Interleaved slices are told apart with a little work, and what
+    # is too hard is refused.
+    if not np.may_share_memory(memory, other):
+        return
+    if np.may_share_memory(memory, other, max_work=100):  # type: ignore[arg-type]
+        raise ValueError(f"{op}: {arg} shares memory with {name}, expected memory of its own")
+
+
+def is_same(op: str, x: Array, y: Array) -> bool:
+    """Whether two arrays are the same elements of memory, in the same places."""
+    first, second = (_memory(op, "x", a).__array_interface__ for a in (x, y))
+    return all(first[k] == second[k] for k in ("data", "shape", "strides"))

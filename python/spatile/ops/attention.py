@@ -152,12 +152,13 @@ def attention(
         Sums are float32. Where all three are bfloat16 and the processor multiplies it,
         probabilities are rounded to it before they meet v, as PyTorch does.
         Or packed: (t, h, d) with ``offsets``. hk divides h: query head i uses key head i // (h/hk).
-    mask : bool, broadcastable to (b, h, sq, sk), optional
-        True = attend.
+    mask : bool, (b, h, sq, sk), each of the four sizes that or 1, optional
+        True = attend. Numbers in v that are hidden may be multiplied by 0, so they must be finite;
+        only ``lengths`` promises that they are not looked at.
     lengths : (b,) integers, optional
         Right padding, where sq = sk: rows from there on give zeros and count nowhere, whatever
         they hold.
-    bias : float, broadcastable to (b, h, sq, sk), optional
+    bias : float, (b, h, sq, sk), each of the four sizes that or 1, optional
         Added to the scores; −inf hides the pair.
     causal : key j is visible to query i iff j ≤ i + (sk − sq).
     window : (left, right) keys around i + (sk − sq); None = unbounded on that side.
@@ -200,9 +201,8 @@ def attention(
     packed = offsets is not None
     _check_arrays(op, packed, q=q, k=k, v=v, mask=mask, bias=bias)
     shape = (*shape_of(q)[:-1], shape_of(v)[-1])
-    result = (
-        empty(q, shape) if out is None else check_out(op, out, q, shape, {"q": q, "k": k, "v": v})
-    )
+    inputs = {"q": q, "k": k, "v": v, "mask": mask, "bias": bias}
+    result = empty(q, shape) if out is None else check_out(op, out, q, shape, inputs)
     starts = _integers(op, "offsets", offsets)
     batch = shape[0] if starts is None else max(0, starts.size - 1)
     lse = tokens = heads = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from spatile import _core
-from spatile.ops.arrays import Array, empty, kind_of, shape_of
+from spatile.ops.arrays import Array, check_apart, empty, is_same, kind_of, shape_of
 from spatile.patterns import Pattern, PatternLike, as_pattern
 
 __all__ = [
@@ -195,9 +195,11 @@ def add_group_lasso_grad_(
     [[4.0, 5.0]]
     """
     op = "add_group_lasso_grad_"
-    kind_of(op, "grad", grad)
     shape, pattern = matrix_shape(op, "w", w), as_pattern(pattern)
     grid = grid_of(shape, pattern)
+    kind_of(op, "grad", grad)
+    if grad is not w and not is_same(op, grad, w):  # element by element, it may be written over
+        check_apart(op, "grad", grad, "w", w)
     _core.group_lasso_grad(w, *grid, _optional_beta(op, beta), strength, grad, True)
     return grad
 
