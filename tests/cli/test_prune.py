@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import transformers
 
 from spatile.cli import main
 from spatile.finetune.data import load_task
@@ -192,3 +195,47 @@ def test_texts_longer_than_the_model_takes_are_cut(
     arguments = ["prune", "--model", str(finished.folder / "stages" / "dense"), "--sparsity=0.5"]
     arguments += ["--calibration", str(tmp_path / "texts.txt"), "--max-length=512"]
     assert main([*arguments, "--out", str(tmp_path / "o")]) == 0
+
+
+def test_a_model_without_a_head_is_pruned_for_its_hidden_states(
+    tiny_model: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    """Seen through a head that nobody has trained, what matters would be a matter of luck."""
+    source = tmp_path / "encoder"
+    transformers.AutoModel.from_pretrained(tiny_model).save_pretrained(source)
+    transformers.AutoTokenizer.from_pretrained(tiny_model).save_pretrained(source)
+    (source / "1_Pooling").mkdir()
+    (source / "1_Pooling" / "config.json").write_text('{"pooling_mode": "mean"}')
+    arguments = ["prune", "--model", str(source), "--sparsity", "0.5"]
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        out = tmp_path / str(seed)
+        assert main([*arguments, "--calibration", str(tiny_data), "--out", str(out)]) == 0
+        found.append(Encoder.load(out))
+    for name, mask in found[0].masks.items():
+        np.testing.assert_array_equal(mask, found[1].masks[name])
+    assert main([*arguments, "--scope", "global", "--out", str(tmp_path / "norm")]) == 0
+    texts = load_task(str(tiny_data)).dev.texts
+    folders = source, tmp_path / "1", tmp_path / "norm"
+    whole, small, norm = (Encoder.load(folder).encode(texts).pooled for folder in folders)
+    assert found[0].pooling == "mean"
+    assert np.abs(small - whole).mean() < np.abs(norm - whole).mean()
+    data = ["--data", str(tiny_data), "--out", str(tmp_path / "scored")]
+    assert main([*arguments, *data]) == 1
+    assert not (tmp_path / "scored").exists()
+
+
+def test_two_classes_that_the_configuration_leaves_out(
+    finished: Finished, tiny_data: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    """As transformers 4 writes it where the labels have no names."""
+    source = tmp_path / "dense"
+    shutil.copytree(finished.folder / "stages" / "dense", source)
+    config = json.loads((source / "config.json").read_text("utf-8"))
+    for key in ("id2label", "label2id"):
+        config.pop(key)
+    (source / "config.json").write_text(json.dumps(config), "utf-8")
+    arguments = ["prune", "--model", str(source), "--sparsity", "0.5", "--data", str(tiny_data)]
+    assert main([*arguments, "--out", str(tmp_path / "small")]) == 0
+    assert "dense: accuracy" in capsys.readouterr().out

@@ -96,3 +96,22 @@ def test_hub_without_the_package(monkeypatch):
     message = failure(ModuleNotFoundError, "mrpc")
     assert "pip install datasets" in message
     assert "a folder with train and dev files" in message
+
+
+@pytest.mark.parametrize("name", ["mrpc", "glue/mrpc", "glue:mrpc", "nyu-mll/glue:mrpc"])
+def test_a_glue_task_is_the_same_however_it_is_spelled(hub, name):
+    rows = {"sentence1": ["a", "b"], "sentence2": ["c", "d"], "label": [0, 1]}
+    other = {"sentence1": ["e", "f"], "sentence2": ["g", "h"], "label": [1, 0]}
+    names = ["not_equivalent", "equivalent"]
+    calls = hub({"train": Split(rows, names), "validation": Split(other, names)})
+    t = load_task(name)
+    assert calls == [("nyu-mll/glue", "mrpc")]
+    assert (t.name, t.metrics) == ("mrpc", ("f1", "accuracy"))
+
+
+def test_class_names_belong_to_their_column(hub):
+    rows = {"text": ["a", "b"], "label": [0, 1], "stars": [3, 4]}
+    dev = {"text": ["c", "d"], "label": [1, 0], "stars": [4, 3]}
+    hub({"train": Split(rows, ["bad", "good"]), "dev": Split(dev, ["bad", "good"])})
+    assert load_task("someone/reviews").labels == ("bad", "good")
+    assert load_task("someone/reviews", label="stars").labels == ("3", "4")

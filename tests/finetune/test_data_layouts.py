@@ -146,3 +146,16 @@ def test_loading_needs_neither_torch_nor_transformers(folder):
 
 def test_docstring_examples():
     assert doctest.testmod(task).failed == 0 < doctest.testmod(task).attempted
+
+
+def test_broken_rows_of_glues_own_pairs_of_questions_are_left_out(folder):
+    head = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n"
+    train = head + "1\t2\t3\tWhy?\tHow?\t0\n2\t3\t4\tbroken\n3\t4\t5\tWho?\tWhose?\t1\n"
+    dev = head + "9\t2\t3\tWhen?\tWhere?\t0\n9\t2\t3\tWhat?\tWhich?\t1\n"
+    t = load_task(folder(train_tsv=train, dev_tsv=dev))
+    assert t.train.rows.tolist() == [2, 4]
+    assert t.train.pairs == ["How?", "Whose?"]
+    assert len(t.notes) == 1
+    assert "1 rows of" in t.notes[0]
+    message = failure(ValueError, folder(train_tsv=train.replace("qid1", "first"), dev_tsv=dev))
+    assert "line 3 has 4 columns" in message

@@ -9,15 +9,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from transformers import TrainerControl, TrainerState
 
 from spatile.finetune.batches import collate, encode, plan_batches
 from spatile.finetune.data import load_task
 from spatile.finetune.progress import Progress
+from spatile.finetune.recorder import AfterPruning
 from spatile.finetune.run_folder import RunFolder, write_folder
 from spatile.finetune.settings import PRESETS, Settings
+from spatile.finetune.tasks import anchored
 from spatile.finetune.timing import batches_of, measure
 from spatile.finetune.weights import resolve_model
-from spatile.sparsity import Plan
+from spatile.sparsity import Plan, Stages
 
 # ---- settings
 
@@ -284,3 +287,27 @@ def test_quiet_progress_says_nothing() -> None:
     progress.say("x")
     progress.end()
     assert stream.getvalue() == ""
+
+
+def test_ctrl_c_in_the_last_step_stops_once_the_model_is_saved() -> None:
+    stages = Stages(dense=1, reweighted=0, retrain=1)
+    steps = stages.resolve(steps_per_epoch=2, max_steps=4)
+    seen: list[str] = []
+    recorder = AfterPruning(
+        steps, lambda name, model: seen.append(name), lambda: None, Progress(quiet=True)
+    )
+    recorder.interrupt()
+    arguments: Any = None
+    state = TrainerState(global_step=steps.total)
+    with pytest.raises(KeyboardInterrupt):
+        recorder.on_step_end(arguments, state, TrainerControl(), model=None)
+    assert seen[-1] == "retrained"
+
+
+def test_what_is_there_is_found_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ids.tsv").write_text("1\n")
+    monkeypatch.chdir(tmp_path)
+    assert anchored("ids.tsv") == str(tmp_path / "ids.tsv")
+    assert anchored("glue/mrpc") == "glue/mrpc"

@@ -383,3 +383,25 @@ def test_where_nothing_is_to_go_nothing_is_looked_at(make_bert: Any) -> None:
     assert pruner.relative_errors == {}
     for n, p in model.named_parameters():
         torch.testing.assert_close(p.detach(), before[n], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["movement", "taylor"])
+def test_a_step_that_overflows_is_not_counted(make_bert: Any, kind: Any) -> None:
+    """A GradScaler leaves it out; its gradients are infinite or NaN."""
+    masks = []
+    for overflow in (False, True):
+        model = make_bert()
+        pruner = Pruner(model, TILE, strength=0.0, saliency=kind)
+        for i, batch in enumerate(batches(3)):
+            model.zero_grad()
+            gradients(model, batch)
+            if overflow and i == 1:
+                pruner.before_step()
+                grad = pruner.parameter(pruner.matrices[0]).grad
+                assert grad is not None
+                grad[0, 0] = float("inf")
+            pruner.before_step()
+        masks.append(pruner.prune())
+    # The second step was seen once in both: before it overflowed, and not after.
+    for name, mask in masks[0].items():
+        assert torch.equal(mask, masks[1][name])

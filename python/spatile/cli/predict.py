@@ -122,4 +122,5 @@ def _lines(file: str | None) -> list[str]:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"predict: {file or 'standard input'} is not UTF-8 ({error})") from None
-    return [line.rstrip("\r") for line in text.split("\n") if line.strip()]
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
+    return lines if lines[-1] else lines[:-1]

@@ -87,13 +87,14 @@ def add(commands: Any) -> argparse.ArgumentParser:
 def run(given: argparse.Namespace) -> int:
     """Prune, pack, print what became of it."""
     from spatile.finetune.data import load_task
-    from spatile.finetune.one_shot import prune_checkpoint, scores_of_encoder
+    from spatile.finetune.one_shot import check_scorable, prune_checkpoint, scores_of_encoder
     from spatile.sparsity import Plan
 
     _check_belongs(given)
     task = None
     if given.data is not None:
         task = load_task(given.data, dev_ids=given.dev_ids, overlap=given.overlap)
+        check_scorable(given.model, task)
     plan = None if given.plan is None else Plan.load(given.plan)
     calibration = None
     if given.calibration is not None:

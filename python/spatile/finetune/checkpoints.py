@@ -9,12 +9,18 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from spatile.finetune.data.task import Task
 from spatile.finetune.run_folder import write_folder
 
-__all__ = ["load_classifier", "load_tokenizer", "quiet_transformers", "save_checkpoint"]
+__all__ = [
+    "load_classifier",
+    "load_encoder",
+    "load_tokenizer",
+    "quiet_transformers",
+    "save_checkpoint",
+]
 
 
 @contextlib.contextmanager
@@ -41,13 +47,6 @@ def load_classifier(
     ``attention`` "auto" is spatile's where the model takes it, else "sdpa". Raises
     NotImplementedError where it does not take the one that is named.
     """
-    if attention == "auto":
-        state = torch.get_rng_state()
-        try:
-            return load_classifier(source, attention="spatile", task=task)
-        except NotImplementedError:
-            torch.set_rng_state(state)
-            return load_classifier(source, attention="sdpa", task=task)
     changes: dict[str, Any] = {}
     if task is not None:
         changes["num_labels"] = task.outputs
@@ -57,11 +56,26 @@ def load_classifier(
         if task.kind == "classification":
             changes["id2label"] = dict(enumerate(task.labels))
             changes["label2id"] = {name: i for i, name in enumerate(task.labels)}
+    changes["ignore_mismatched_sizes"] = True
+    return _load(AutoModelForSequenceClassification, source, attention, changes)
+
+
+def load_encoder(source: str | Path, *, attention: str = "sdpa") -> Any:
+    """The model without any head, in float32; ``attention`` as in :func:`load_classifier`."""
+    return _load(AutoModel, source, attention, {})
+
+
+def _load(kind: Any, source: str | Path, attention: str, changes: dict[str, Any]) -> Any:
+    if attention == "auto":
+        state = torch.get_rng_state()
+        try:
+            return _load(kind, source, "spatile", changes)
+        except NotImplementedError:
+            torch.set_rng_state(state)
+            return _load(kind, source, "sdpa", changes)
     try:
         with quiet_transformers():
-            model = AutoModelForSequenceClassification.from_pretrained(
-                source, attn_implementation=attention, ignore_mismatched_sizes=True, **changes
-            )
+            model = kind.from_pretrained(source, attn_implementation=attention, **changes)
     except KeyError as error:
         if error.args != (attention,):
             raise

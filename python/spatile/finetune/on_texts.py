@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from spatile.finetune.batches import encode
-from spatile.finetune.checkpoints import load_classifier, load_tokenizer
+from spatile.finetune.checkpoints import load_classifier, load_encoder, load_tokenizer
 from spatile.finetune.data import load_task
 from spatile.finetune.data.task import Examples
 from spatile.finetune.layers import faster_linear
@@ -51,12 +51,15 @@ def prune_on_texts(
     rows: int,
     damping: float,
     max_length: int,
+    classifies: bool,
 ) -> Structure:
     """Prune ``weights``, those of the checkpoint at ``source``; returns what structure they have.
 
+    What counts is what the model gives: logits where it ``classifies``, else hidden states.
     ``rows`` of the examples are drawn by a fixed seed, each cut to ``max_length`` tokens.
     """
-    model, tokenizer = load_classifier(source, attention="auto"), load_tokenizer(source)
+    load = load_classifier if classifies else load_encoder
+    model, tokenizer = load(source, attention="auto"), load_tokenizer(source)
     swap_layers(model, linear=faster_linear() == "spatile")
     chosen = random.Random(0).sample(range(len(examples)), min(rows, len(examples)))
     data = encode(tokenizer, examples, max_length)

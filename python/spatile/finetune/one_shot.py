@@ -15,12 +15,13 @@ from spatile.finetune.tasks import check_labels, scores_of
 from spatile.finetune.weights import resolve_model
 from spatile.inference import Encoder
 from spatile.inference.architecture import read_architecture, with_structure
-from spatile.inference.files import read_json
+from spatile.inference.files import read_json, read_pooling
+from spatile.inference.head import read_head
 from spatile.inference.weights import EncoderWeights, read_checkpoint
 from spatile.sparsity import Plan, PlannedMatrix, Structure, match
 from spatile.sparsity.saliency import SECOND_ORDER
 
-__all__ = ["prune_checkpoint", "scores_of_encoder"]
+__all__ = ["check_scorable", "prune_checkpoint", "scores_of_encoder"]
 
 
 def prune_checkpoint(
@@ -112,10 +113,12 @@ def prune_checkpoint(
             rows=calibration_rows,
             damping=damping,
             max_length=min(max_length, architecture.max_tokens),
+            classifies=read_head(weights, architecture, config) is not None,
         )
         if structure != architecture.structure:
             config = with_structure(config, structure)
-    pruned = Encoder(weights, config, plan=chosen, folder=source)
+    pooling = read_pooling(source)
+    pruned = Encoder(weights, config, plan=chosen, folder=source, pooling=pooling)
     write_folder(Path(out), lambda folder: pruned.save(folder))
     return Encoder.load(source), Encoder.load(out)
 
@@ -139,6 +142,14 @@ def _prune(weights: EncoderWeights, plan: Plan, scope: str, structure: Structure
             w = weights.tensors[m.parameter].copy()
             weights.tensors[m.parameter] = ops.apply_mask_(w, mask, pattern=m.pattern)
             weights.patterns[m.name], weights.masks[m.name] = m.pattern, mask
+
+
+def check_scorable(model: str | os.PathLike[str], task: Task) -> None:
+    """Raise ValueError unless a checkpoint has a classifier of the task's classes."""
+    encoder = Encoder.load(resolve_model(os.fspath(model), op="prune"))
+    check_labels(encoder.config, task)
+    if not encoder.has_classifier:
+        raise ValueError(f"prune: {model} has no classifier, expected one to score on {task.name}")
 
 
 def scores_of_encoder(encoder: Encoder, task: Task) -> dict[str, Score]:

@@ -14,7 +14,7 @@ from spatile.finetune.finish import finish
 from spatile.finetune.progress import Progress
 from spatile.finetune.run_folder import RunFolder
 from spatile.finetune.settings import Settings
-from spatile.finetune.tasks import load_data
+from spatile.finetune.tasks import anchored, load_data
 from spatile.finetune.training import prepare, train
 from spatile.finetune.twin import Twin
 from spatile.finetune.weights import resolve_model
@@ -62,9 +62,11 @@ def finetune(
     0.78
     """
     progress = Progress(quiet=True) if progress is None else progress
+    if settings.get("dev_ids") is not None:
+        settings["dev_ids"] = anchored(settings["dev_ids"])
     wanted = Settings(
         model=resolve_model(os.fspath(model)),
-        data=_absolute(os.fspath(data)),
+        data=anchored(data),
         sparsity=sparsity,
         plan=None if plan is None else plan.to_dict(),
         **settings,
@@ -99,11 +101,6 @@ def _open(out: str | os.PathLike[str], wanted: Settings) -> RunFolder:
             f"finetune: {name} is {now!r}, expected {before!r} as in the run that {run.path} holds"
         )
     return run
-
-
-def _absolute(data: str) -> str:
-    expanded = os.path.expanduser(data)
-    return os.path.abspath(expanded) if os.path.isdir(expanded) else data
 
 
 def _set_threads(threads: int | None) -> None:

@@ -90,6 +90,8 @@ class AfterPruning(TrainerCallback):  # type: ignore[misc]
         if step == steps.total:
             self._reached("retrained", kwargs["model"])
             control.should_save = False
+            if self._interrupted:
+                raise KeyboardInterrupt
         else:
             control.should_save = control.should_save or boundary or self._interrupted
         if boundary:

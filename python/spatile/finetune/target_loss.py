@@ -18,7 +18,7 @@ from spatile.finetune.pipeline import finetune
 from spatile.finetune.progress import Progress
 from spatile.finetune.run_folder import RunFolder
 from spatile.finetune.settings import Settings
-from spatile.finetune.tasks import load_data
+from spatile.finetune.tasks import anchored, load_data
 from spatile.finetune.weights import resolve_model
 from spatile.report import is_above_floor, read_report
 from spatile.sparsity import Plan, read_document, write_atomically
@@ -73,10 +73,11 @@ def search_sparsity(
     check_target_loss(target_loss)
     if not 0.0 < resolution <= 0.5:
         raise ValueError(f"finetune: resolution is {resolution}, expected 0 < resolution ≤ 0.5")
-    folder = os.path.expanduser(os.fspath(data))
+    if settings.get("dev_ids") is not None:
+        settings["dev_ids"] = anchored(settings["dev_ids"])
     wanted = Settings(
         model=resolve_model(os.fspath(model)),
-        data=os.path.abspath(folder) if os.path.isdir(folder) else os.fspath(data),
+        data=anchored(data),
         sparsity=0.0,
         **settings,
     )

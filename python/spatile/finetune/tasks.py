@@ -5,6 +5,7 @@ Needs no PyTorch.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +17,13 @@ from spatile.finetune.data.task import Task
 from spatile.finetune.metrics import Score, evaluate
 from spatile.finetune.settings import Settings
 
-__all__ = ["check_labels", "load_data", "predictions_of", "scores_of"]
+__all__ = ["anchored", "check_labels", "load_data", "predictions_of", "scores_of"]
+
+
+def anchored(name: str | os.PathLike[str]) -> str:
+    """The absolute path of what is there, so that it is found from anywhere; else the name."""
+    path = os.path.expanduser(os.fspath(name))
+    return os.path.abspath(path) if os.path.exists(path) else os.fspath(name)
 
 
 def load_data(settings: Settings) -> Task:
@@ -50,7 +57,8 @@ def scores_of(task: Task, logits: NDArray[np.float32]) -> dict[str, Score]:
 
 def check_labels(config: Mapping[str, Any], task: Task) -> None:
     """Raise ValueError where a classifier's classes are not those of ``task``, in its order."""
-    given = config.get("id2label") or {}
+    # transformers leaves out what it fills in itself: two classes of these names.
+    given = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
     names = tuple(str(given[key]) for key in sorted(given, key=int))
     generic = tuple(f"LABEL_{i}" for i in range(len(names)))
     if task.kind == "classification" and names not in (task.labels, generic):

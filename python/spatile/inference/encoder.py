@@ -226,7 +226,8 @@ class Encoder:
         Raises ValueError where the model has no tokenizer, or texts and pairs differ in count.
         """
         encodings = self._encodings(texts, pairs, max_tokens)
-        return [e.ids for e in encodings], [e.type_ids for e in encodings]
+        assert self._tokenizer is not None
+        return [e.ids for e in encodings], [self._tokenizer.types(e) for e in encodings]
 
     def _encodings(
         self, texts: Sequence[str], pairs: Sequence[str] | None, max_tokens: int | None = None
@@ -352,7 +353,8 @@ class Encoder:
                 found = type(value).__name__
                 raise TypeError(f"Encoder.explain: {name} is a {found}, expected a string")
         encoding = self._encodings([text], None if pair is None else [pair], max_tokens)[0]
-        ids, types, head = [encoding.ids], [encoding.type_ids], self._head
+        assert self._tokenizer is not None
+        ids, types, head = [encoding.ids], [self._tokenizer.types(encoding)], self._head
         run = self.run(ids, types, first_only=head is not None, protect=protect)
         return explanation_of(
             (text, pair),
@@ -378,6 +380,11 @@ class Encoder:
     def summary(self) -> Summary:
         """Sparsity and bytes of each matrix, and what the compiled products cost."""
         return summarize(self._weights, self.architecture, self._layers)
+
+    @property
+    def has_classifier(self) -> bool:
+        """Whether there is a head for :meth:`predict`."""
+        return self._head is not None
 
     @property
     def masks(self) -> dict[str, Array]:

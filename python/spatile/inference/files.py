@@ -81,14 +81,27 @@ def write_tensors(path: Path, tensors: Tensors) -> None:
 
 # Where sentence-transformers says what one vector a text's tokens make.
 _POOLING = Path("1_Pooling") / "config.json"
+_SWITCH = "pooling_mode_"
 
 
 def read_pooling(folder: Path) -> str:
-    """What a checkpoint says: "mean", otherwise "first"."""
+    """What a checkpoint says: "mean", or "first", also where it says nothing.
+
+    Raises NotImplementedError for another kind.
+    """
     path = folder / _POOLING
-    if path.exists() and read_json(path).get("pooling_mode_mean_tokens"):
-        return "mean"
-    return "first"
+    if not path.exists():
+        return "first"
+    settings = read_json(path)
+    # One name, or several; before sentence-transformers 5.4, a switch for each.
+    mode = settings.get("pooling_mode")
+    modes = [mode] if isinstance(mode, str) else list(mode or ())
+    legacy = [key for key, value in settings.items() if key.startswith(_SWITCH) and value is True]
+    if mode is None:
+        modes = [key.removeprefix(_SWITCH).removesuffix("_tokens") for key in legacy]
+    if modes in (["mean"], ["cls"], ["cls_token"], []):
+        return "mean" if modes == ["mean"] else "first"
+    raise NotImplementedError(f"{path}: pooling is {', '.join(modes)}, expected cls or mean")
 
 
 def write_pooling(folder: Path, pooling: str, width: int) -> None:

@@ -71,6 +71,10 @@ class ClassifierHead:
         return Predictions(logits, best, probabilities)
 
 
+# Their heads have the names of a sequence classifier's.
+_OF_OTHER_TASKS = ("ForMultipleChoice", "ForTokenClassification")
+
+
 def _label_names(config: Mapping[str, Any], count: int) -> tuple[str, ...]:
     given = config.get("id2label")
     if not isinstance(given, Mapping):
@@ -92,6 +96,9 @@ def read_head(
     dense, activation, out = architecture.head
     final = weights.tensors.get(f"{out}.weight")
     if final is None or f"{dense}.weight" not in weights.tensors:
+        return None
+    named = config.get("architectures") or ()
+    if any(str(name).endswith(_OF_OTHER_TASKS) for name in named):
         return None
     width, count = architecture.width, final.shape[0] if final.ndim == 2 else 0
     if count == 0:

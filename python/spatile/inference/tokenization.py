@@ -20,10 +20,10 @@ _FILES = (
 class TextTokenizer:
     """A tokenizer that cuts at any length. Thread-safe."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, *, typed: bool = True) -> None:
         tokenizer.no_padding()
         tokenizer.no_truncation()
-        self._tokenizer = tokenizer
+        self._tokenizer, self._typed = tokenizer, typed
         self._truncating: dict[int, Any] = {}
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None, limit: int) -> list[Any]:
@@ -45,6 +45,10 @@ class TextTokenizer:
             _check_texts("pairs", pairs or ())
             raise
         return found
+
+    def types(self, encoding: Any) -> list[int]:
+        """Which text each token belongs to, where the model is to know: else zeros."""
+        return list(encoding.type_ids) if self._typed else [0] * len(encoding.ids)
 
     def _cutting_at(self, limit: int, paired: bool) -> Any:
         """A copy that cuts at ``limit``: cutting is a state of a tokenizer."""
@@ -75,6 +79,11 @@ def _check_texts(name: str, texts: Sequence[str]) -> None:
             ) from None
 
 
+def _settings(folder: Path) -> dict[str, Any]:
+    path = folder / "tokenizer_config.json"
+    return read_json(path) if path.exists() else {}
+
+
 def _whole(folder: Path) -> Any:
     from tokenizers import Tokenizer
 
@@ -84,9 +93,13 @@ def _whole(folder: Path) -> Any:
 def _word_piece(folder: Path) -> Any:
     from tokenizers import BertWordPieceTokenizer
 
-    settings = folder / "tokenizer_config.json"
-    lowercase = read_json(settings).get("do_lower_case", True) if settings.exists() else True
-    return BertWordPieceTokenizer(str(folder / "vocab.txt"), lowercase=bool(lowercase))._tokenizer
+    settings = _settings(folder)
+    return BertWordPieceTokenizer(
+        str(folder / "vocab.txt"),
+        lowercase=bool(settings.get("do_lower_case", True)),
+        strip_accents=settings.get("strip_accents"),
+        handle_chinese_chars=bool(settings.get("tokenize_chinese_chars", True)),
+    )._tokenizer
 
 
 def _byte_level_bpe(folder: Path) -> Any:
@@ -123,7 +136,8 @@ def load_tokenizer(folder: Path) -> TextTokenizer | None:
             break
     else:
         return None
-    return TextTokenizer(tokenizer)
+    inputs = _settings(folder).get("model_input_names")
+    return TextTokenizer(tokenizer, typed=inputs is None or "token_type_ids" in inputs)
 
 
 def copy_tokenizer(source: Path | None, folder: Path) -> None:
@@ -138,9 +152,6 @@ def copy_tokenizer(source: Path | None, folder: Path) -> None:
 
 def tokenizer_limit(folder: Path) -> int | None:
     """``model_max_length`` of tokenizer_config.json, where it is a real limit."""
-    path = folder / "tokenizer_config.json"
-    if not path.exists():
-        return None
-    limit = read_json(path).get("model_max_length")
+    limit = _settings(folder).get("model_max_length")
     # Hugging Face writes 10**30 for "no limit".
     return limit if isinstance(limit, int) and 0 < limit < 10**9 else None

@@ -304,7 +304,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         densify(model)
         given = self._calibrate
         batches = None if given is None else (given() if callable(given) else given)
-        with self._training_precision():
+        with self._training_precision(next(model.parameters()).device):
             structure = prune_structure(
                 model,
                 self.plan,
@@ -348,7 +348,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         if first:
             self._history["norms"]["before_prune"] = norm_summary(pruner)
         norms = pruner.norms() if self._before and first else {}
-        with self._training_precision():
+        with self._training_precision(pruner.device):
             masks = pruner.prune(fraction=share)
         if norms:
             self._history["reweighted"] = lasso_summary(
@@ -369,8 +369,8 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
             }
         )
 
-    def _training_precision(self) -> torch.autocast:
-        return torch.autocast(self.pruner.device.type, torch.bfloat16, enabled=self._bf16)
+    def _training_precision(self, device: torch.device) -> torch.autocast:
+        return torch.autocast(device.type, torch.bfloat16, enabled=self._bf16)
 
     def _calibration(
         self, args: TrainingArguments, dataloader: Any, model: torch.nn.Module

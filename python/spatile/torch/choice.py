@@ -72,10 +72,10 @@ class GroupChoice:
         """Look at the gradients of now; nothing for saliency that needs none."""
         if self.gradients is None:
             return
-        for m in self._matrices:
-            grad = self._parameters[m.parameter].grad
-            if grad is not None:
-                self.gradients.add(m, self._weight(m), weight_view(grad, m))
+        graded = ((m, self._parameters[m.parameter].grad) for m in self._matrices)
+        self.gradients.add(
+            (m, self._weight(m), weight_view(grad, m)) for m, grad in graded if grad is not None
+        )
 
     def masks(
         self, pruned: Masks, *, sparsity: float | None, fraction: float, scope: Scope | None

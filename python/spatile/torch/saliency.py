@@ -6,7 +6,7 @@ al. 2021); importance estimation (Molchanov et al. 2019).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -31,14 +31,20 @@ class GradientScores:
         self.kind = kind
         self.scores: dict[str, torch.Tensor] = {}
 
-    def add(self, matrix: PlannedMatrix, weight: torch.Tensor, grad: torch.Tensor) -> None:
-        """One step's gradient of one matrix; both (out, in)."""
-        product = _group_sums(weight.float() * grad.float(), matrix.pattern)
-        step = -product if self.kind == "movement" else product.square()
-        if matrix.name in self.scores:
-            self.scores[matrix.name].add_(step)
-        else:
-            self.scores[matrix.name] = step
+    def add(self, seen: Iterable[tuple[PlannedMatrix, torch.Tensor, torch.Tensor]]) -> None:
+        """One step's matrices, weights and gradients, both (out, in).
+
+        A step whose gradients are not finite is left out, as a GradScaler leaves it out.
+        """
+        products = {m.name: _group_sums(w.float() * g.float(), m.pattern) for m, w, g in seen}
+        if not all(bool(torch.isfinite(product).all()) for product in products.values()):
+            return
+        for name, product in products.items():
+            step = -product if self.kind == "movement" else product.square()
+            if name in self.scores:
+                self.scores[name].add_(step)
+            else:
+                self.scores[name] = step
 
     def clear(self) -> None:
         """Begin anew."""

@@ -23,6 +23,7 @@ from spatile.sparsity.plan import StructureEntry, StructureKind
 from spatile.sparsity.saliency import SECOND_ORDER
 from spatile.torch.calibration import LayerWalk
 from spatile.torch.cascade_pause import without_cascade
+from spatile.torch.evaluation import evaluation_mode
 from spatile.torch.parameters import batch_for
 from spatile.torch.sensitivity import model_output, output_sensitivities
 from spatile.torch.structure import (
@@ -197,23 +198,20 @@ def _least_missed(model: nn.Module, candidates: Sequence[int], batches: Batches)
     it least was the one without which F1 fell furthest.
     """
     modules = encoder_layers(model).modules
-    all_of_them, was_training = list(modules), model.training
-    model.eval()
+    all_of_them = list(modules)
     changes: dict[int, float] = {}
-    try:
+    with evaluation_mode(model):
         whole = [model_output(model, batch) for batch in batches]
         for i in candidates:
             del modules[i]
-            changes[i] = sum(
-                float((model_output(model, batch) - before).double().square().sum())
-                for batch, before in zip(batches, whole, strict=True)
-            )
-            del modules[:]
-            modules.extend(all_of_them)
-    finally:
-        del modules[:]
-        modules.extend(all_of_them)
-        model.train(was_training)
+            try:
+                changes[i] = sum(
+                    float((model_output(model, batch) - before).double().square().sum())
+                    for batch, before in zip(batches, whole, strict=True)
+                )
+            finally:
+                del modules[:]
+                modules.extend(all_of_them)
     return min(changes, key=lambda i: changes[i])
 
 

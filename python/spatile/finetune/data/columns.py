@@ -102,7 +102,7 @@ def require_columns(table: Table, names: Sequence[str]) -> None:
 
 def label_kind(table: Table, column: str) -> Kind:
     """Regression where the column is a score or holds a number with a fraction, else classes."""
-    if table.class_names is not None:
+    if column in table.class_names:
         return "classification"
     if column in _SCORES:
         return "regression"
@@ -124,8 +124,8 @@ def class_names(table: Table, column: str, labels: Sequence[str] | None) -> tupl
         names = tuple(labels)
         if len(set(names)) != len(names) or len(names) < 2:
             raise ValueError(f"load_task: labels is {names}, expected two or more different names")
-    elif table.class_names is not None:
-        names = table.class_names
+    elif column in table.class_names:
+        names = table.class_names[column]
     elif table.layout == "cola":
         names = ("0", "1")
     else:

@@ -19,7 +19,7 @@ from .columns import (
     require_columns,
 )
 from .folder import ID_COLUMNS, read_folder
-from .hub import read_hub
+from .hub import glue_task, read_hub
 from .tables import Table
 from .task import Examples, Kind, Task
 
@@ -88,7 +88,7 @@ def load_task(
     splits = {split: encode(table, columns, classes) for split, table in tables.items()}
     if kind == "regression":
         _check_varies(tables["train"], splits["train"], columns[2])
-    notes = list(tables["train"].notes)
+    notes = list(dict.fromkeys(note for table in tables.values() for note in table.notes))
     # GLUE's test files have no labels: nothing is scored on them, and SST-2's repeats train rows.
     for split in list(splits)[1:]:
         if columns[2] in tables[split].columns:
@@ -143,7 +143,7 @@ def _read(
             f"load_task: dev_ids is given with {given!r}, which is no folder here, expected it "
             "only with a folder that holds MSR's own train file"
         )
-    return read_hub(given, test), given.rpartition("/")[2]
+    return read_hub(given, test), glue_task(given) or given.rpartition("/")[2]
 
 
 def _check_varies(table: Table, train: Examples, column: str) -> None:

@@ -7,7 +7,7 @@ ones that ``str.splitlines`` would break at (U+2028, U+0085, …) included.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -31,7 +31,8 @@ class Table:
     unit: str
     columns: dict[str, list[object]]
     rows: NDArray[np.int64]
-    class_names: tuple[str, ...] | None = None
+    #: Of columns that a hub says hold classes: their names, in order.
+    class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     #: "cola" for that task's own files or hub split, else "".
     layout: str = ""
     notes: tuple[str, ...] = field(default=())
@@ -127,6 +128,10 @@ def read_lines(path: Path, source: str) -> list[str]:
     return lines
 
 
+# GLUE's own files of QQP hold rows that were broken when they were made.
+_QQP = ("id", "qid1", "qid2", "question1", "question2", "is_duplicate")
+
+
 def _read_tsv(lines: list[str], source: str) -> Table:
     header = lines[0].split("\t")
     # CoLA is the one GLUE task without a header: source, label 0 or 1, "*" or nothing, sentence.
@@ -141,7 +146,16 @@ def _read_tsv(lines: list[str], source: str) -> Table:
     first = 0 if cola else 1
     if len(lines) == first:
         raise ValueError(f"load_task: {source} has a header and no rows, expected at least one row")
+    rows = np.arange(first + 1, len(lines) + 1, dtype=np.int64)
     cells = [line.split("\t") for line in lines[first:]]
+    notes: tuple[str, ...] = ()
+    if names == _QQP:
+        whole = [len(row) == len(names) for row in cells]
+        if any(whole) and not all(whole):
+            broken = len(whole) - sum(whole)
+            notes = (f"{broken} rows of {source} left out: they have not {len(names)} columns",)
+            cells = [row for row, is_whole in zip(cells, whole, strict=True) if is_whole]
+            rows = rows[whole]
     for i, row in enumerate(cells):
         if len(row) != len(names):
             raise ValueError(
@@ -151,8 +165,7 @@ def _read_tsv(lines: list[str], source: str) -> Table:
     columns: dict[str, list[object]] = {
         name: list(values) for name, values in zip(names, zip(*cells, strict=True), strict=True)
     }
-    rows = np.arange(first + 1, len(lines) + 1, dtype=np.int64)
-    return Table(source, "line", columns, rows, layout="cola" if cola else "")
+    return Table(source, "line", columns, rows, layout="cola" if cola else "", notes=notes)
 
 
 def _read_json(lines: list[str], source: str) -> Table:
