@@ -1,6 +1,6 @@
 # make demo      install what the demo needs, then prune a classifier on data/qa and report
 # make test      install what the tests need, then run them all
-# make install   everything, the demo's weights too
+# make install   what demo, tests and lint need, the demo's weights too
 # make results-tables   docs/results.md and its plots, from docs/results/*.json
 # make cuda      compile the CUDA backend for all GPUs that it knows; needs nvcc, no GPU
 # make lint · make bench · make test-sanitize · make test-amx · make test-scalar

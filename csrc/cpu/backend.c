@@ -47,9 +47,11 @@ static void initialise(void) {
   if (cpu.avx512) {
     tiers.runnable[tiers.count++] = &spt_cpu_tier_avx512;
   }
+#if defined(SPATILE_AVX512_BF16_TIER)
   if (cpu.avx512_bf16) {
     tiers.runnable[tiers.count++] = &spt_cpu_tier_avx512_bf16;
   }
+#endif
 #if defined(SPATILE_AMX_TIER)
   if (cpu.amx_bf16) {
     tiers.runnable[tiers.count++] = &spt_cpu_tier_amx_bf16;

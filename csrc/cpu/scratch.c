@@ -1,7 +1,12 @@
 #include "scratch.h"
 
-#include <malloc.h>
 #include <pthread.h>
+#if defined(__APPLE__)
+#include <malloc/malloc.h>
+#define malloc_usable_size malloc_size
+#else
+#include <malloc.h>
+#endif
 
 /* Smaller ones malloc keeps itself; larger ones take longer to use than to get. */
 #define LEAST_BYTES ((size_t)64 << 10)

@@ -74,7 +74,7 @@ class Estimate:
         """
         values = sorted(rounds)
         n = len(values)
-        below = max(0, math.floor((n - 1.96 * math.sqrt(n)) / 2))
+        below = max(0, math.floor((n - 1 - 1.96 * math.sqrt(n)) / 2))
         return cls(statistics.median(values), values[below], values[n - 1 - below])
 
     def __mul__(self, factor: float) -> Estimate:

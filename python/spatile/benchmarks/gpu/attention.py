@@ -99,7 +99,7 @@ def _peer(name: str, tensors: list[Any], want: Any, dtype: str) -> Peer:
 
 
 def _backward(bench: GpuBench, sequences: int, tokens: int, title: str) -> None:
-    """No target: PERFORMANCE.md names none. Both sides make the output, then three gradients."""
+    """No target. Both sides make the output, then three gradients."""
     dtype = "bfloat16"
     q, k, v, grad = _inputs(sequences, tokens, dtype, 4)
     wide = [x.double().transpose(1, 2).requires_grad_() for x in (q, k, v)]
