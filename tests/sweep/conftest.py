@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -87,6 +88,8 @@ def start() -> Start:
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
+            # Where the tests run in the background of a shell, Ctrl-C is ignored from birth.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             **how,
         )
 
