@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from spatile.cli import main
 from spatile.sweep import read_rows
 from spatile.sweep.configuration import Configuration
+from spatile.sweep.rows import decode, encode
 from tests.finetune.conftest import tiny_data, tiny_model  # noqa: F401
 
 GRID = ["--patterns=tile,row", "--sparsity=0.5,0.8", "--methods=none", "--seeds=0,1"]
@@ -144,3 +146,26 @@ def document(
         "seeds": list(range(len(dense))), "methods": {key[1]: {} for key in cells},
         "floor": {metric: floor}, "rows": rows, "dev": dev,
     }  # fmt: skip
+
+
+LABELS = "0" * 40 + "1" * 60
+
+
+def noisy(wrong: int, seed: int) -> str:
+    """Predictions of which ``wrong`` are wrong, at random places."""
+    y = decode(LABELS)
+    at = np.random.default_rng(seed).choice(len(y), wrong, replace=False)
+    y[at] = 1 - y[at]
+    return str(encode(y))
+
+
+def two_seeds(metric: str = "accuracy") -> dict[str, Any]:
+    return document(
+        {
+            ("tile", "a", 0.5): [noisy(14, 2), noisy(18, 3)],
+            ("tile", "b", 0.5): [noisy(10, 4), noisy(10, 5)],
+        },
+        labels=LABELS,
+        dense=[noisy(10, 0), noisy(12, 1)],
+        metric=metric,
+    )

@@ -14,7 +14,7 @@ import pytest
 import torch
 import transformers
 
-from spatile.torch import Plan, PruningCallback, Stages, last_checkpoint, prune_structure
+from spatile.torch import Plan, PruningCallback, Stages, last_checkpoint
 
 STAGES = Stages(dense=1, reweighted=1, retrain=1)
 
@@ -357,23 +357,6 @@ def test_bf16_autocast(make_bert: Any, train: Any) -> None:
     for m in callback.pruner.matrices:
         assert callback.pruner.weight(m).dtype == torch.float32
         assert (callback.pruner.norms()[m.name][~callback.masks[m.name]] == 0).all()
-
-
-def test_structure_is_cut_in_the_precision_of_training(
-    make_bert: Any, train: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen = []
-
-    def noticed(*args: Any, **options: Any) -> Any:
-        seen.append(torch.is_autocast_enabled("cpu"))
-        return prune_structure(*args, **options)
-
-    monkeypatch.setattr("spatile.torch.callback.prune_structure", noticed)
-    for bf16 in (True, False):
-        plan = Plan.uniform("tile", 0.5).with_structure(neurons=0.5)
-        callback = PruningCallback(plan, stages=STAGES, saliency="reconstruction", calibration=8)
-        train(make_bert(), callback, bf16=bf16)
-    assert seen == [True, False]
 
 
 def test_stages_must_fit_the_run(make_bert: Any, train: Any) -> None:

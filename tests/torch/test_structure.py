@@ -17,6 +17,8 @@ from torch import nn
 from spatile.sparsity import LayerStructure, Plan, Structure
 from spatile.torch import (
     Pruner,
+    PruningCallback,
+    Stages,
     apply_structure,
     choose_structure,
     densify,
@@ -363,3 +365,21 @@ def test_a_plan_without_structure_changes_nothing(make_bert: Make) -> None:
     assert prune_structure(model, Plan.uniform("tile", 0.5)).is_whole
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not hasattr(model.config, "spatile_structure")
+
+
+def test_structure_is_cut_in_the_precision_of_training(
+    make_bert: Any, train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def noticed(*args: Any, **options: Any) -> Any:
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return prune_structure(*args, **options)
+
+    monkeypatch.setattr("spatile.torch.callback.prune_structure", noticed)
+    for bf16 in (True, False):
+        plan = Plan.uniform("tile", 0.5).with_structure(neurons=0.5)
+        stages = Stages(dense=1, reweighted=1, retrain=1)
+        callback = PruningCallback(plan, stages=stages, saliency="reconstruction", calibration=8)
+        train(make_bert(), callback, bf16=bf16)
+    assert seen == [True, False]

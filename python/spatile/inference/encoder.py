@@ -225,13 +225,12 @@ class Encoder:
 
         Raises ValueError where the model has no tokenizer, or texts and pairs differ in count.
         """
-        encodings = self._encodings(texts, pairs, max_tokens)
-        assert self._tokenizer is not None
-        return [e.ids for e in encodings], [self._tokenizer.types(e) for e in encodings]
+        encodings, types = self._encodings(texts, pairs, max_tokens)
+        return [e.ids for e in encodings], types
 
     def _encodings(
         self, texts: Sequence[str], pairs: Sequence[str] | None, max_tokens: int | None = None
-    ) -> list[Any]:
+    ) -> tuple[list[Any], list[list[int]]]:
         if self._tokenizer is None:
             raise ValueError(f"{self._folder}: no tokenizer in the model's folder")
         limit = self.max_tokens if max_tokens is None else min(max_tokens, self.max_tokens)
@@ -352,10 +351,10 @@ class Encoder:
             if not isinstance(value, str) and (name == "text" or value is not None):
                 found = type(value).__name__
                 raise TypeError(f"Encoder.explain: {name} is a {found}, expected a string")
-        encoding = self._encodings([text], None if pair is None else [pair], max_tokens)[0]
-        assert self._tokenizer is not None
-        ids, types, head = [encoding.ids], [self._tokenizer.types(encoding)], self._head
-        run = self.run(ids, types, first_only=head is not None, protect=protect)
+        pairs = None if pair is None else [pair]
+        (encoding,), types = self._encodings([text], pairs, max_tokens)
+        head = self._head
+        run = self.run([encoding.ids], types, first_only=head is not None, protect=protect)
         return explanation_of(
             (text, pair),
             encoding,

@@ -95,12 +95,14 @@ def read_pooling(folder: Path) -> str:
     settings = read_json(path)
     # One name, or several; before sentence-transformers 5.4, a switch for each.
     mode = settings.get("pooling_mode")
-    modes = [mode] if isinstance(mode, str) else list(mode or ())
-    legacy = [key for key, value in settings.items() if key.startswith(_SWITCH) and value is True]
     if mode is None:
-        modes = [key.removeprefix(_SWITCH).removesuffix("_tokens") for key in legacy]
-    if modes in (["mean"], ["cls"], ["cls_token"], []):
-        return "mean" if modes == ["mean"] else "first"
+        on = [key for key, value in settings.items() if key.startswith(_SWITCH) and value is True]
+        mode = [key.removeprefix(_SWITCH).removesuffix("_tokens") for key in on]
+    modes = [mode] if isinstance(mode, str) else mode
+    if modes == ["mean"]:
+        return "mean"
+    if modes in (["cls"], ["cls_token"], []):
+        return "first"
     raise NotImplementedError(f"{path}: pooling is {', '.join(modes)}, expected cls or mean")
 
 

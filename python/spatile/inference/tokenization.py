@@ -26,8 +26,11 @@ class TextTokenizer:
         self._tokenizer, self._typed = tokenizer, typed
         self._truncating: dict[int, Any] = {}
 
-    def encode(self, texts: Sequence[str], pairs: Sequence[str] | None, limit: int) -> list[Any]:
-        """``tokenizers``' encodings, special tokens added, of at most ``limit`` tokens.
+    def encode(
+        self, texts: Sequence[str], pairs: Sequence[str] | None, limit: int
+    ) -> tuple[list[Any], list[list[int]]]:
+        """``tokenizers``' encodings, special tokens added, of at most ``limit`` tokens, and which
+        text each token belongs to: zeros where the model is not to know.
 
         Raises ValueError where texts and pairs differ in count, only special tokens fit, or a text
         is no Unicode; TypeError for one that is no string.
@@ -44,11 +47,7 @@ class TextTokenizer:
             _check_texts("texts", texts)
             _check_texts("pairs", pairs or ())
             raise
-        return found
-
-    def types(self, encoding: Any) -> list[int]:
-        """Which text each token belongs to, where the model is to know: else zeros."""
-        return list(encoding.type_ids) if self._typed else [0] * len(encoding.ids)
+        return found, [e.type_ids if self._typed else [0] * len(e.ids) for e in found]
 
     def _cutting_at(self, limit: int, paired: bool) -> Any:
         """A copy that cuts at ``limit``: cutting is a state of a tokenizer."""

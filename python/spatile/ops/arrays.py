@@ -170,18 +170,24 @@ def check_out(
     return out
 
 
+def overlap(op: str, arg: str, target: Array, x: Array) -> bool:
+    """Whether two arrays share memory; also where that is too hard to tell."""
+    first, second = _memory(op, arg, target), _memory(op, arg, x)
+    # Bounds first, which is cheap. Interleaved slices are told apart with a little work.
+    return np.may_share_memory(first, second) and np.may_share_memory(
+        first,
+        second,
+        max_work=100,  # type: ignore[arg-type]
+    )
+
+
 def check_apart(op: str, arg: str, target: Array, name: str, x: Array) -> None:
     """Raise ValueError where ``target``, which is written, shares memory with ``x``."""
-    memory, other = _memory(op, arg, target), _memory(op, name, x)
-    # Bounds first, which is cheap. Interleaved slices are told apart with a little work, and what
-    # is too hard is refused.
-    if not np.may_share_memory(memory, other):
-        return
-    if np.may_share_memory(memory, other, max_work=100):  # type: ignore[arg-type]
+    if overlap(op, arg, target, x):
         raise ValueError(f"{op}: {arg} shares memory with {name}, expected memory of its own")
 
 
-def is_same(op: str, x: Array, y: Array) -> bool:
+def is_same(op: str, arg: str, target: Array, x: Array) -> bool:
     """Whether two arrays are the same elements of memory, in the same places."""
-    first, second = (_memory(op, "x", a).__array_interface__ for a in (x, y))
+    first, second = (_memory(op, arg, a).__array_interface__ for a in (target, x))
     return all(first[k] == second[k] for k in ("data", "shape", "strides"))

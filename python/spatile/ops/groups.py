@@ -198,7 +198,7 @@ def add_group_lasso_grad_(
     shape, pattern = matrix_shape(op, "w", w), as_pattern(pattern)
     grid = grid_of(shape, pattern)
     kind_of(op, "grad", grad)
-    if grad is not w and not is_same(op, grad, w):  # element by element, it may be written over
+    if grad is not w and not is_same(op, "grad", grad, w):  # over itself it may be written
         check_apart(op, "grad", grad, "w", w)
     _core.group_lasso_grad(w, *grid, _optional_beta(op, beta), strength, grad, True)
     return grad

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import NamedTuple
 
 from spatile import _core
-from spatile.ops.arrays import Array, check_out, empty, gpu_of, kind_of, shape_of
+from spatile.ops.arrays import Array, check_out, empty, gpu_of, kind_of, overlap, shape_of
 from spatile.ops.sparse_matrix import SparseMatrix
 
 __all__ = ["LinearGrads", "linear", "linear_backward"]
@@ -117,25 +115,13 @@ def linear(
         native = gpu_of(x) is not None or _core.bf16_is_native()
         compute = "bfloat16" if native else "float32"
     _core.linear(rows, weight, target, bias, extra, ACTIVATIONS[activation], compute == "bfloat16")
-    if out is not None and not _same_memory(target, out):
+    if out is not None and not overlap(op, "out", target, out):
         out[...] = target.reshape(shape)  # out's strides could not be flattened into rows
     return result
 
 
 def _is_bf16(x: Array | SparseMatrix) -> bool:
     return str(x.dtype).endswith("bfloat16")
-
-
-def _same_memory(view: Array, whole: Array) -> bool:
-    if isinstance(whole, np.ndarray):
-        return bool(np.shares_memory(view, whole)) or whole.size == 0
-    return _address(view) == _address(whole)
-
-
-def _address(x: Any) -> int:
-    """Where an array that is no NumPy's begins."""
-    pointer = getattr(x, "data_ptr", None)
-    return int(_core.addresses(x, "linear")[0] if pointer is None else pointer())
 
 
 def linear_backward(

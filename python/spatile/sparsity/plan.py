@@ -23,7 +23,8 @@ __all__ = ["Plan", "PlanEntry", "StructureEntry", "StructureKind", "attention_mu
 
 StructureKind = Literal["heads", "neurons", "layers"]
 
-# The share of neurons that goes before the first head does: heads are dearer on a MiniLM.
+# The share of neurons that goes before the first head does. A choice: on a MiniLM of MRPC, half or
+# two thirds of the weights gone in one shot, other splits scored the same within the interval.
 _NEURONS_ALONE = 0.75
 
 _FORMAT = "spatile.plan"

@@ -37,7 +37,9 @@ class GradientScores:
         A step whose gradients are not finite is left out, as a GradScaler leaves it out.
         """
         products = {m.name: _group_sums(w.float() * g.float(), m.pattern) for m, w, g in seen}
-        if not all(bool(torch.isfinite(product).all()) for product in products.values()):
+        finite = [torch.isfinite(product).all() for product in products.values()]
+        # One question to a GPU, not one for each matrix.
+        if finite and not bool(torch.stack([f.to(finite[0].device) for f in finite]).all()):
             return
         for name, product in products.items():
             step = -product if self.kind == "movement" else product.square()
